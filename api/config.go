@@ -1,0 +1,78 @@
+package api
+
+import "time"
+
+// ConfigName is the name of the only row of kind config.
+const ConfigName = "cluster"
+
+// Bounds of the cluster's settings.
+const (
+	OvercommitMax           = 16.0
+	TaskRetentionMin        = time.Minute
+	TaskRetentionMax        = 90 * 24 * time.Hour
+	VotersMax               = 7
+	defaultCPUOvercommit    = 4.0
+	defaultMemoryOvercommit = 1.0
+	defaultTaskRetention    = 7 * 24 * time.Hour
+)
+
+// Config holds the settings of the whole cluster, in its only row "cluster".
+type Config struct {
+	Meta
+	Region            string        `json:"region,omitzero"`               // name of this region; fixed by init
+	ClusterID         string        `json:"cluster_id,omitzero"`           // random UUID; fixed by init
+	CPUOvercommit     float64       `json:"cpu_overcommit,omitzero"`       // vCPUs per host CPU; 0 means 4
+	MemoryOvercommit  float64       `json:"memory_overcommit,omitzero"`    // guest bytes per host byte; 0 means 1
+	MemoryReserve     int64         `json:"memory_reserve_bytes,omitzero"` // kept for each host itself, in bytes
+	PlacementStrategy string        `json:"placement_strategy,omitzero"`   // spread (default) or pack
+	TaskRetention     time.Duration `json:"task_retention_ns,omitzero"`    // ended tasks are kept this long; 0 means 7 days
+	Voters            int           `json:"voters,omitzero"`               // wanted number of voters, odd; 0 means as many as fit, at most 7
+}
+
+// Validate implements Object.
+func (c *Config) Validate() error {
+	var p problems
+	c.check(&p, false)
+	if c.Name != ConfigName {
+		p.add("name", "is %q", c.Name).Allow("%s", ConfigName)
+	}
+	for _, f := range []struct {
+		field string
+		value float64
+	}{{"cpu_overcommit", c.CPUOvercommit}, {"memory_overcommit", c.MemoryOvercommit}} {
+		if f.value != 0 && !(f.value >= 0.1 && f.value <= OvercommitMax) {
+			p.add(f.field, "is %v", f.value).Allow("0.1 to %v", OvercommitMax)
+		}
+	}
+	if c.MemoryReserve < 0 {
+		p.add("memory_reserve_bytes", "is %d", c.MemoryReserve).Allow("0 or more")
+	}
+	checkStrategy(&p, "placement_strategy", c.PlacementStrategy)
+	if r := c.TaskRetention; r != 0 && (r < TaskRetentionMin || r > TaskRetentionMax) {
+		p.add("task_retention_ns", "is %v", r).Allow("%v to %v", TaskRetentionMin, TaskRetentionMax)
+	}
+	if v := c.Voters; v != 0 && (v < 1 || v > VotersMax || v%2 == 0) {
+		p.add("voters", "is %d", v).Allow("1, 3, 5 or 7")
+	}
+	return p.err()
+}
+
+// WithDefaults returns a copy in which every setting has its effective value.
+func (c Config) WithDefaults() Config {
+	if c.CPUOvercommit == 0 {
+		c.CPUOvercommit = defaultCPUOvercommit
+	}
+	if c.MemoryOvercommit == 0 {
+		c.MemoryOvercommit = defaultMemoryOvercommit
+	}
+	if c.PlacementStrategy == "" {
+		c.PlacementStrategy = StrategySpread
+	}
+	if c.TaskRetention == 0 {
+		c.TaskRetention = defaultTaskRetention
+	}
+	if c.Voters == 0 {
+		c.Voters = VotersMax
+	}
+	return c
+}

@@ -1,0 +1,69 @@
+package api
+
+import "time"
+
+// The states of a node's lease.
+const (
+	NodeLive   = "live"   // its renewals commit; it may own instances
+	NodeFenced = "fenced" // its epoch ended; it must register again before it may own anything
+)
+
+// NodesMax is how many nodes one cluster holds.
+const NodesMax = 1024
+
+// Node is one member of the cluster, reported by transitions only. ID is the
+// random identity in its data directory, which is its Raft ID as well.
+type Node struct {
+	Meta
+	Address        string         `json:"address"`                  // host:port of its one port
+	Epoch          uint64         `json:"epoch,omitzero"`           // grows with every registration
+	Seq            uint64         `json:"seq,omitzero"`             // grows with every renewal
+	Lease          string         `json:"lease,omitzero"`           // NodeLive or NodeFenced
+	Witness        bool           `json:"witness,omitzero"`         // votes, runs no guests
+	Voter          bool           `json:"voter,omitzero"`           // wanted by the membership controller
+	Zone           string         `json:"zone,omitzero"`            // failure zone
+	Unschedulable  bool           `json:"unschedulable,omitzero"`   // takes no new instances
+	Version        string         `json:"version,omitzero"`         // of its binary
+	ClusterVersion uint32         `json:"cluster_version,omitzero"` // highest cluster version its binary understands
+	Hypervisor     HypervisorInfo `json:"hypervisor,omitzero"`
+	Capacity       Capacity       `json:"capacity,omitzero"`
+	Pools          []PoolStatus   `json:"pools,omitzero"` // pools this node has, as it last measured them
+	RegisteredAt   time.Time      `json:"registered_at,omitzero"`
+}
+
+// HypervisorInfo is what a node found on its machine.
+type HypervisorInfo struct {
+	Driver       string `json:"driver,omitzero"`       // libvirt or sim
+	Version      string `json:"version,omitzero"`      // of the hypervisor, for people
+	Acceleration string `json:"acceleration,omitzero"` // kvm, tcg (software emulation) or none
+	Simulated    bool   `json:"simulated,omitzero"`    // no real guest runs here
+	Healthy      bool   `json:"healthy,omitzero"`
+	Reason       string `json:"reason,omitzero"` // why it is not healthy
+}
+
+// Capacity is what a machine has in all.
+type Capacity struct {
+	CPUs        int   `json:"cpus,omitzero"`
+	MemoryBytes int64 `json:"memory_bytes,omitzero"`
+}
+
+// PoolStatus is a pool as one node sees it, in bytes.
+type PoolStatus struct {
+	Pool       string `json:"pool"`
+	TotalBytes int64  `json:"total_bytes,omitzero"`
+	FreeBytes  int64  `json:"free_bytes,omitzero"`
+	Reason     string `json:"reason,omitzero"` // why it cannot be used; empty when it can
+}
+
+// Validate implements Object.
+func (n *Node) Validate() error {
+	var p problems
+	n.check(&p, false)
+	if n.Address == "" || len(n.Address) > 255 {
+		p.add("address", "is %q", n.Address).Allow("host:port")
+	}
+	if n.Zone != "" {
+		p.addErr(CheckName("zone", n.Zone))
+	}
+	return p.err()
+}
