@@ -22,6 +22,7 @@ func (h *Hash) UnmarshalText(text []byte) error {
 	return err
 }
 
+// String is the hash in hexadecimal digits.
 func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 
 // Change is one row before and after an entry. Before is empty for a row that

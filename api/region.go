@@ -1,6 +1,6 @@
 package api
 
-// Region is one debvisor cluster. For now each cluster knows itself alone; the
+// Region is one debvisor cluster. Each cluster knows itself alone; the
 // row named in Config.Region is the cluster that answers.
 type Region struct {
 	Meta
