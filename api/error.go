@@ -87,9 +87,23 @@ func (e *Error) Do(format string, args ...any) *Error {
 	return e
 }
 
+// At names the field that the error is about.
+func (e *Error) At(field string) *Error {
+	e.Field = field
+	return e
+}
+
 // On names the object that the error is about.
 func (e *Error) On(kind, key string) *Error {
 	e.Kind, e.Key = kind, key
+	return e
+}
+
+// OnMissing names the object unless the error names one already.
+func (e *Error) OnMissing(kind, key string) *Error {
+	if e.Kind == "" {
+		return e.On(kind, key)
+	}
 	return e
 }
 

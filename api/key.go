@@ -53,3 +53,57 @@ func (t *JoinToken) Validate() error {
 	}
 	return p.err()
 }
+
+// Seal is a secret of the cluster itself (CA key, gossip keyring) as
+// ciphertext, sealed to a key that voters receive when they join.
+type Seal struct {
+	Meta
+	Ciphertext []byte `json:"ciphertext"`
+	KeyID      string `json:"key_id,omitzero"` // which sealing key opens it
+}
+
+// SealSizeMax is the largest ciphertext of a seal, in bytes.
+const SealSizeMax = 64 << 10
+
+// Validate implements Object.
+func (s *Seal) Validate() error {
+	var p problems
+	p.addErr(CheckName("name", s.Name))
+	if len(s.Ciphertext) == 0 || len(s.Ciphertext) > SealSizeMax {
+		p.add("ciphertext", "has %d bytes", len(s.Ciphertext)).Allow("1 to %d", SealSizeMax)
+	}
+	return p.err()
+}
+
+// Certificate is one that the cluster's CA issued, kept until it expires. Its
+// name is the serial number in hexadecimal.
+type Certificate struct {
+	Meta
+	Role     string    `json:"role"`    // node
+	Subject  string    `json:"subject"` // ID of the node
+	NotAfter time.Time `json:"not_after"`
+}
+
+// Validate implements Object.
+func (c *Certificate) Validate() error {
+	var p problems
+	checkOneOf(&p, "role", c.Role, "node")
+	checkText(&p, "subject", c.Subject, NameLengthMax)
+	return p.err()
+}
+
+// RemovedNode remembers a node that may not come back. Its name is the ID of
+// the node.
+type RemovedNode struct {
+	Meta
+	Node   string `json:"node"` // its former name
+	Reason string `json:"reason,omitzero"`
+	By     string `json:"by,omitzero"`
+}
+
+// Validate implements Object.
+func (r *RemovedNode) Validate() error {
+	var p problems
+	checkText(&p, "reason", r.Reason, TextLengthMax)
+	return p.err()
+}

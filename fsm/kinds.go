@@ -1,0 +1,83 @@
+package fsm
+
+import "github.com/debvisor/debvisor/api"
+
+// The tables of every kind. Rules that involve other rows stand in the file of
+// the kind.
+var (
+	Configs  = table[api.Config](api.KindConfig, edited[api.Config]())
+	Tenants  = table[api.Tenant](api.KindTenant, edited[api.Tenant]())
+	Regions  = table[api.Region](api.KindRegion)
+	Nodes    = table[api.Node](api.KindNode, indexed("id_of", func(n *api.Node) []string { return []string{n.ID} }))
+	Pools    = table[api.Pool](api.KindPool, edited[api.Pool]())
+	Networks = table[api.Network](api.KindNetwork, edited[api.Network]())
+	Images   = table[api.Image](api.KindImage, edited[api.Image](), indexed("id_of", func(i *api.Image) []string { return []string{i.ID} }))
+	Volumes  = table[api.Volume](api.KindVolume, edited[api.Volume](),
+		indexed("id_of", func(v *api.Volume) []string { return []string{v.ID} }),
+		indexed("pool", func(v *api.Volume) []string { return []string{v.Pool} }),
+		indexed("image", func(v *api.Volume) []string { return keyIn(v.Tenant, v.Image) }),
+		indexed("owner_vm", func(v *api.Volume) []string { return []string{v.OwnerVM} }))
+	VMs = table[api.VM](api.KindVM, edited[api.VM](),
+		indexed("id_of", func(v *api.VM) []string { return []string{v.ID} }),
+		indexed("volume", volumesOf),
+		indexed("network", networksOf),
+		indexed("mac", macsOf),
+		indexed("image", bootImagesOf))
+	Instances = table[api.Instance](api.KindInstance,
+		indexed("owner", func(i *api.Instance) []string { return []string{i.Owner} }),
+		indexed("vm", func(i *api.Instance) []string { return []string{i.VM} }))
+	Replicas = table[api.Replica](api.KindReplica,
+		indexed("node", func(r *api.Replica) []string { return []string{r.Node} }),
+		indexed("of_id", func(r *api.Replica) []string { return []string{r.OfID} }),
+		indexed("pool", func(r *api.Replica) []string { return []string{r.Pool} }))
+	Tasks = table[api.Task](api.KindTask,
+		indexed("state", func(t *api.Task) []string { return []string{t.State} }),
+		indexed("node", func(t *api.Task) []string { return []string{t.Node} }),
+		indexed("object", func(t *api.Task) []string { return []string{t.Kind + "/" + t.Object} }))
+	APIKeys      = table[api.APIKey](api.KindAPIKey, indexed("hash", func(k *api.APIKey) []string { return []string{k.Hash} }))
+	JoinTokens   = table[api.JoinToken](api.KindToken, indexed("hash", func(t *api.JoinToken) []string { return []string{t.Hash} }))
+	Seals        = table[api.Seal]("seal")
+	Certificates = table[api.Certificate]("certificate")
+	RemovedNodes = table[api.RemovedNode]("removed_node")
+)
+
+// tables is every table, in the order of the snapshot. New kinds come last.
+func tables() []anyTable {
+	return []anyTable{
+		Configs, Tenants, Regions, Nodes, Pools, Networks, Images, Volumes, VMs, Instances, Replicas, Tasks,
+		APIKeys, JoinTokens, Seals, Certificates, RemovedNodes,
+	}
+}
+
+// transitions is every named command.
+func transitions() []erasable {
+	return []erasable{
+		InitCluster, RehomeCluster, ActivateVersion, ApplyMany, PutSeal, RecordCertificate,
+		CreateKey, DeleteKey, CreateToken, DeleteToken, TrimTokens,
+		JoinNode, RegisterNode, ReportNode, RenewNodes, ExpireNode, ConfirmOffNode, ScheduleNode, SetVoter, RemoveNode,
+		PowerVM, AssignInstance, HoldInstance, ReportInstance, ForgetInstance,
+		ReportReplica, ForgetReplica,
+		SubmitTask, DispatchTask, ReportTask, ReleaseTask, FinishTask, CancelTask, ExpireTask, TrimTasks,
+	}
+}
+
+// keyIn is the key of a name within a tenant, or nothing for no name.
+func keyIn(tenant, name string) []string {
+	if name == "" {
+		return nil
+	}
+	return []string{api.Key(tenant, name)}
+}
+
+// rules is the rule that a user's put and delete of a kind must pass.
+func rules() map[string]any {
+	return map[string]any{
+		api.KindConfig:  rule[api.Config](checkConfig),
+		api.KindTenant:  rule[api.Tenant](checkTenant),
+		api.KindPool:    rule[api.Pool](checkPool),
+		api.KindNetwork: rule[api.Network](checkNetwork),
+		api.KindImage:   rule[api.Image](checkImage),
+		api.KindVolume:  rule[api.Volume](checkVolume),
+		api.KindVM:      rule[api.VM](checkVM),
+	}
+}

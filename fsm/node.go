@@ -1,0 +1,321 @@
+package fsm
+
+import (
+	"github.com/debvisor/debvisor/api"
+)
+
+// NodeJoin is what a new member says of itself, and the body of node.join.
+type NodeJoin struct {
+	ID        string `json:"id"` // random, from its data directory
+	Name      string `json:"name"`
+	Address   string `json:"address"`
+	Zone      string `json:"zone,omitzero"`
+	Witness   bool   `json:"witness,omitzero"`
+	TokenHash string `json:"token_hash,omitzero"` // of the token that admits it
+}
+
+// JoinNode admits a node and consumes its token.
+var JoinNode = transition("node.join", Nodes, func(tx *Tx, in NodeJoin) (*api.Node, *api.Error) {
+	token := first(JoinTokens.By(tx, "hash", in.TokenHash))
+	const next = "make a new one with: debvisor node token"
+	if in.TokenHash == "" || token == nil {
+		return nil, api.Errorf(api.CodeForbidden, "the join token is unknown or was used").Do(next)
+	}
+	if !tx.Time.Before(token.Expires) {
+		return nil, api.Errorf(api.CodeForbidden, "the join token has expired").Do(next)
+	}
+	if token.Witness && !in.Witness {
+		return nil, api.Errorf(api.CodeForbidden, "the join token admits a witness only").Do(next)
+	}
+	node, err := addNode(tx, in)
+	if err != nil {
+		return nil, err
+	}
+	JoinTokens.delete(tx, token.Name)
+	return node, nil
+})
+
+func addNode(tx *Tx, in NodeJoin) (*api.Node, *api.Error) {
+	n := api.Node{Meta: api.Meta{ID: in.ID, Name: in.Name}, Address: in.Address, Zone: in.Zone, Witness: in.Witness, Lease: api.NodeFenced}
+	if err := n.Validate(); err != nil {
+		return nil, api.AsError(err).OnMissing(api.KindNode, in.Name)
+	}
+	if !isUUID(in.ID) {
+		return nil, api.Invalid("id", "is %q", in.ID).On(api.KindNode, in.Name).Allow("a UUID")
+	}
+	if Nodes.Get(tx, in.Name) != nil {
+		return nil, api.Errorf(api.CodeConflict, "a node of this name is a member").On(api.KindNode, in.Name).Do("choose another name, or remove the old node first")
+	}
+	if first(Nodes.By(tx, "id_of", in.ID)) != nil || RemovedNodes.Get(tx, in.ID) != nil {
+		return nil, api.Errorf(api.CodeConflict, "its identity is or was a member").On(api.KindNode, in.Name).Do("empty its data directory and join again")
+	}
+	if Nodes.Len(tx) >= api.NodesMax {
+		return nil, api.Errorf(api.CodeLimit, "the cluster has %d nodes", api.NodesMax).Allow("at most %d", api.NodesMax)
+	}
+	return Nodes.put(tx, n), nil
+}
+
+// liveNode finds a node whose lease holds at that epoch.
+func liveNode(tx *Tx, name string, epoch uint64) (*api.Node, *api.Error) {
+	n := Nodes.Get(tx, name)
+	if n == nil {
+		return nil, api.Errorf(api.CodeNotFound, "is not a member").On(api.KindNode, name)
+	}
+	if n.Lease != api.NodeLive || n.Epoch != epoch {
+		return nil, api.Errorf(api.CodeConflict, "is %s at epoch %d, not live at %d", n.Lease, n.Epoch, epoch).On(api.KindNode, name)
+	}
+	return n, nil
+}
+
+// NodeRegister is the body of node.register.
+type NodeRegister struct {
+	ID             string `json:"id"`
+	PrevEpoch      uint64 `json:"prev_epoch"`
+	Nonce          string `json:"nonce"` // random, so that two processes of one identity see each other
+	Address        string `json:"address"`
+	Version        string `json:"version,omitzero"`
+	ClusterVersion uint32 `json:"cluster_version,omitzero"`
+}
+
+// RegisterNode begins a new epoch of a node. It is accepted only by one that
+// knows the epoch before, so that of two processes with one identity one loses.
+var RegisterNode = transition("node.register", Nodes, func(tx *Tx, in NodeRegister) (*api.Node, *api.Error) {
+	have, err := nodeByID(tx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	if have.Epoch != in.PrevEpoch {
+		return nil, api.Errorf(api.CodeConflict, "is at epoch %d, not %d", have.Epoch, in.PrevEpoch).On(api.KindNode, have.Name).
+			Do("make sure that only one machine runs with this identity")
+	}
+	n := *have
+	n.Epoch, n.Seq, n.Lease, n.RegisteredAt = have.Epoch+1, 0, api.NodeLive, tx.Time
+	n.Address, n.Version, n.ClusterVersion = in.Address, in.Version, in.ClusterVersion
+	if err := n.Validate(); err != nil {
+		return nil, api.AsError(err).OnMissing(api.KindNode, n.Name)
+	}
+	return Nodes.put(tx, n), nil
+})
+
+func nodeByID(tx *Tx, id string) (*api.Node, *api.Error) {
+	if removed := RemovedNodes.Get(tx, id); removed != nil {
+		return nil, api.Errorf(api.CodeForbidden, "was removed from the cluster: %s", removed.Reason).On(api.KindNode, removed.Node).
+			Do("empty its data directory and join again")
+	}
+	if n := first(Nodes.By(tx, "id_of", id)); n != nil {
+		return n, nil
+	}
+	return nil, api.Errorf(api.CodeNotFound, "is not a member").On(api.KindNode, id)
+}
+
+// NodeReport is the body of node.report.
+type NodeReport struct {
+	Node       string             `json:"node"`
+	Epoch      uint64             `json:"epoch"`
+	Hypervisor api.HypervisorInfo `json:"hypervisor"`
+	Capacity   api.Capacity       `json:"capacity"`
+	Pools      []api.PoolStatus   `json:"pools,omitzero"`
+}
+
+// PoolsPerNodeMax bounds what a node reports of its pools.
+const PoolsPerNodeMax = 64
+
+// ReportNode records what a node found on its machine.
+var ReportNode = transition("node.report", Nodes, func(tx *Tx, in NodeReport) (*api.Node, *api.Error) {
+	have, err := liveNode(tx, in.Node, in.Epoch)
+	if err != nil {
+		return nil, err
+	}
+	if len(in.Pools) > PoolsPerNodeMax {
+		return nil, api.Errorf(api.CodeLimit, "reports %d pools", len(in.Pools)).Allow("at most %d", PoolsPerNodeMax).On(api.KindNode, in.Node)
+	}
+	n := *have
+	n.Hypervisor, n.Capacity, n.Pools = in.Hypervisor, in.Capacity, in.Pools
+	return Nodes.put(tx, n), nil
+})
+
+// Renewal is one node's renewal of its lease.
+type Renewal struct {
+	Node  string `json:"node"`
+	Epoch uint64 `json:"epoch"`
+	Seq   uint64 `json:"seq"`
+}
+
+// Renewals is the body of node.renew: those of all nodes in one entry.
+type Renewals struct {
+	Renewals []Renewal `json:"renewals"`
+}
+
+// RenewNodes renews the leases it names; those of a fenced node, a former
+// epoch or an old sequence number are passed over. The rows tell which held.
+var RenewNodes = effect("node.renew", func(tx *Tx, in Renewals) *api.Error {
+	for _, r := range in.Renewals {
+		if n, err := liveNode(tx, r.Node, r.Epoch); err == nil && r.Seq > n.Seq {
+			renewed := *n
+			renewed.Seq = r.Seq
+			Nodes.put(tx, renewed)
+		}
+	}
+	return nil
+}).asDigest()
+
+// NodeExpire is the body of node.expire.
+type NodeExpire struct {
+	Node  string `json:"node"`
+	Epoch uint64 `json:"epoch"`
+	Seq   uint64 `json:"seq"`
+}
+
+// ExpireNode fences a node of which nothing was heard since that renewal.
+var ExpireNode = transition("node.expire", Nodes, func(tx *Tx, in NodeExpire) (*api.Node, *api.Error) {
+	have, err := liveNode(tx, in.Node, in.Epoch)
+	if err != nil {
+		return nil, err
+	}
+	if have.Seq != in.Seq {
+		return nil, api.Errorf(api.CodeConflict, "has renewed its lease since").On(api.KindNode, in.Node)
+	}
+	n := *have
+	n.Lease = api.NodeFenced
+	return Nodes.put(tx, n), nil
+})
+
+// NodeConfirmOff is the body of node.confirm_off.
+type NodeConfirmOff struct {
+	Node   string `json:"node"`
+	Epoch  uint64 `json:"epoch"` // that the operator saw
+	Reason string `json:"reason,omitzero"`
+}
+
+// ConfirmOffNode says that the machine has no power: the node is fenced, and
+// everything that it owned waits for a new place.
+var ConfirmOffNode = transition("node.confirm_off", Nodes, func(tx *Tx, in NodeConfirmOff) (*api.Node, *api.Error) {
+	have := Nodes.Get(tx, in.Node)
+	if have == nil {
+		return nil, api.Errorf(api.CodeNotFound, "is not a member").On(api.KindNode, in.Node)
+	}
+	if have.Epoch != in.Epoch {
+		return nil, api.Errorf(api.CodeConflict, "has registered again: it is on").On(api.KindNode, in.Node).Do("look at it again")
+	}
+	n := *have
+	n.Lease = api.NodeFenced
+	disown(tx, n.Name, "its host "+n.Name+" is off")
+	return Nodes.put(tx, n), nil
+}).forUsers()
+
+// disown takes every instance from its owner. The instances of deleted VMs go.
+func disown(tx *Tx, node, reason string) {
+	var owned []api.Instance
+	for i := range Instances.By(tx, "owner", node) {
+		owned = append(owned, *i)
+	}
+	for _, i := range owned {
+		if first(VMs.By(tx, "id_of", i.Name)) == nil {
+			Instances.delete(tx, i.Name)
+			continue
+		}
+		i.Owner, i.OwnerEpoch, i.State, i.Reason, i.Addresses = "", 0, api.InstancePending, reason, nil
+		Instances.put(tx, i)
+	}
+}
+
+// NodeSchedule is the body of node.schedule. A nil Labels leaves them.
+type NodeSchedule struct {
+	Node          string            `json:"node"`
+	Unschedulable bool              `json:"unschedulable"`
+	Labels        map[string]string `json:"labels,omitzero"`
+}
+
+// ScheduleNode sets what users may set of a node.
+var ScheduleNode = transition("node.schedule", Nodes, func(tx *Tx, in NodeSchedule) (*api.Node, *api.Error) {
+	have := Nodes.Get(tx, in.Node)
+	if have == nil {
+		return nil, api.Errorf(api.CodeNotFound, "is not a member").On(api.KindNode, in.Node)
+	}
+	n := *have
+	n.Unschedulable = in.Unschedulable
+	if in.Labels != nil {
+		n.Labels = in.Labels
+	}
+	if err := n.Validate(); err != nil {
+		return nil, api.AsError(err).OnMissing(api.KindNode, in.Node)
+	}
+	return Nodes.put(tx, n), nil
+}).forUsers()
+
+// NodeVoter is the body of node.voter.
+type NodeVoter struct {
+	Node  string `json:"node"`
+	Voter bool   `json:"voter"`
+}
+
+// SetVoter records whether the membership controller wants the node to vote.
+var SetVoter = transition("node.voter", Nodes, func(tx *Tx, in NodeVoter) (*api.Node, *api.Error) {
+	have := Nodes.Get(tx, in.Node)
+	if have == nil {
+		return nil, api.Errorf(api.CodeNotFound, "is not a member").On(api.KindNode, in.Node)
+	}
+	n := *have
+	n.Voter = in.Voter
+	return Nodes.put(tx, n), nil
+})
+
+// NodeRemove is the body of node.remove.
+type NodeRemove struct {
+	Node   string `json:"node"`
+	Reason string `json:"reason,omitzero"`
+	Force  bool   `json:"force,omitzero"` // although it owns instances or the only copy of a volume; its machine must be off for good
+}
+
+// RemovedNodesMax is how many removed nodes are remembered.
+const RemovedNodesMax = 4096
+
+// RemoveNode ends a membership for good. The identity may not come back.
+var RemoveNode = effect("node.remove", func(tx *Tx, in NodeRemove) *api.Error {
+	n := Nodes.Get(tx, in.Node)
+	if n == nil {
+		return api.Errorf(api.CodeNotFound, "is not a member").On(api.KindNode, in.Node)
+	}
+	if Nodes.Len(tx) == 1 {
+		return api.Errorf(api.CodeConflict, "is the last node").On(api.KindNode, in.Node)
+	}
+	if !in.Force {
+		for i := range Instances.By(tx, "owner", in.Node) {
+			return api.Errorf(api.CodeConflict, "owns vm %s", i.VM).On(api.KindNode, in.Node).
+				Do("delete or move its VMs first; if the machine is off for good, repeat with force")
+		}
+		for r := range Replicas.By(tx, "node", in.Node) {
+			if r.Kind == api.KindVolume && !r.Delete {
+				return api.Errorf(api.CodeConflict, "holds volume %s", r.Of).On(api.KindNode, in.Node).
+					Do("delete or move its volumes first; if they are lost anyway, repeat with force")
+			}
+		}
+	}
+	reason := in.Reason
+	if reason == "" {
+		reason = "removed by an operator"
+	}
+	return removeNode(tx, in.Node, reason)
+}).forUsers()
+
+func removeNode(tx *Tx, name, reason string) *api.Error {
+	n := Nodes.Get(tx, name)
+	disown(tx, name, "its host "+name+" was removed")
+	var replicas []string
+	for r := range Replicas.By(tx, "node", name) {
+		replicas = append(replicas, r.Name)
+	}
+	for _, r := range replicas {
+		Replicas.delete(tx, r)
+	}
+	if RemovedNodes.Len(tx) >= RemovedNodesMax {
+		return api.Errorf(api.CodeLimit, "%d removed nodes are remembered", RemovedNodesMax)
+	}
+	removed := api.RemovedNode{Meta: api.Meta{Name: n.ID}, Node: name, Reason: reason, By: tx.By}
+	if err := removed.Validate(); err != nil {
+		return api.AsError(err)
+	}
+	RemovedNodes.put(tx, removed)
+	Nodes.delete(tx, name)
+	return nil
+}

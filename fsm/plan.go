@@ -1,0 +1,79 @@
+package fsm
+
+import (
+	"fmt"
+
+	"github.com/debvisor/debvisor/api"
+)
+
+// Plan applies entries to a throw-away copy of the state and tells the rows
+// that would change. The entries get the indexes that follow the state's own.
+// The first refusal ends it and is returned. The view that it returns shows
+// the state as it would be, for placement.
+func (f *FSM) Plan(entries []Entry) (*api.Plan, *View, error) {
+	gen := f.current.Load()
+	copied := &generation{db: gen.db.Snapshot(), requests: newRequests()}
+	before := copied.view()
+	b := newBatch(f.registry, copied)
+	defer b.txn.Abort()
+	plan := &api.Plan{Index: before.Index(), Changes: []api.Change{}, Revisions: map[string]uint64{}}
+	merged := &Tx{b: b}
+	for i := range entries {
+		e := &entries[i]
+		cmd := f.registry.commands[e.Op]
+		if cmd == nil {
+			return nil, nil, api.Invalid("op", "%q is no operation", e.Op)
+		}
+		b.sys.Index++
+		if e.Time.After(b.sys.Time) {
+			b.sys.Time = e.Time.UTC()
+		}
+		tx := &Tx{Index: b.sys.Index, Time: b.sys.Time, By: e.By, RequestID: e.RequestID, b: b}
+		_, refusal, err := cmd.run(tx, e.Body)
+		if err != nil {
+			return nil, nil, fmt.Errorf("plan %s: %w", e.Op, err)
+		}
+		if refusal != nil {
+			return nil, nil, refusal
+		}
+		merged.merge(tx.changes)
+	}
+	plan.Changes = append(plan.Changes, merged.apiChanges()...)
+	for _, c := range plan.Changes {
+		plan.Revisions[c.Kind+"/"+c.Key] = f.registry.byKind[c.Kind].revisionOf(before, c.Key)
+	}
+	b.commit()
+	return plan, copied.view(), nil
+}
+
+// merge folds the changes of one entry into those before it: the first before
+// and the last after of every row.
+func (tx *Tx) merge(changes []change) {
+	for _, c := range changes {
+		if at, ok := tx.at[c.rowRef]; ok {
+			tx.changes[at].after = c.after
+			continue
+		}
+		if tx.at == nil {
+			tx.at = map[rowRef]int{}
+		}
+		tx.at[c.rowRef] = len(tx.changes)
+		tx.changes = append(tx.changes, c)
+	}
+}
+
+// Users reports whether users may propose the op; the others are for
+// controllers and agents.
+func (f *FSM) Users(op string) bool {
+	cmd := f.registry.commands[op]
+	return cmd != nil && cmd.users
+}
+
+// Known reports whether op is an operation, and the cluster version that it needs.
+func (f *FSM) Known(op string) (since uint32, ok bool) {
+	cmd := f.registry.commands[op]
+	if cmd == nil {
+		return 0, false
+	}
+	return cmd.since, true
+}
