@@ -17,7 +17,6 @@ type Node struct {
 	Meta
 	Address        string         `json:"address"`                  // host:port of its one port
 	Epoch          uint64         `json:"epoch,omitzero"`           // grows with every registration
-	Seq            uint64         `json:"seq,omitzero"`             // grows with every renewal
 	Lease          string         `json:"lease,omitzero"`           // NodeLive or NodeFenced
 	Witness        bool           `json:"witness,omitzero"`         // votes, runs no guests
 	Voter          bool           `json:"voter,omitzero"`           // wanted by the membership controller
@@ -54,6 +53,18 @@ type PoolStatus struct {
 	FreeBytes  int64  `json:"free_bytes,omitzero"`
 	Reason     string `json:"reason,omitzero"` // why it cannot be used; empty when it can
 }
+
+// NodeLease is how often a node has renewed its lease in its epoch. It is a row
+// of its own, so that renewals do not wake whoever watches nodes. Its name is
+// the node's.
+type NodeLease struct {
+	Meta
+	Epoch uint64 `json:"epoch"`
+	Seq   uint64 `json:"seq"` // of the last renewal that was committed
+}
+
+// Validate implements Object.
+func (l *NodeLease) Validate() error { return nil }
 
 // Validate implements Object.
 func (n *Node) Validate() error {

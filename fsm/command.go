@@ -2,7 +2,6 @@ package fsm
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"iter"
@@ -17,7 +16,7 @@ import (
 type Command[In any] struct {
 	op    string
 	since uint32 // cluster version that allows it
-	quiet bool   // leaves a digest in the journal, no changes; needs no request ID
+	quiet bool   // leaves no record of its own, only its share of the next record's digest; needs no request ID
 	users bool   // users may propose it, not controllers and agents only
 	run   func(tx *Tx, in In) (any, *api.Error)
 }
@@ -268,7 +267,11 @@ func (b *batch) apply(c Committed, e *Entry) (Outcome, *Yield, error) {
 		b.gen.requests.add(&request{ID: e.RequestID, Index: c.Index, Digest: digest, Time: b.sys.Time,
 			Err: refusal, Kind: outcome.Kind, Key: outcome.Key})
 	}
-	yield := b.record(c, e, cmd, tx, refusal)
+	if cmd.quiet {
+		b.sys.Quiet = api.ChainHash(b.sys.Quiet, e.Body)
+		return outcome, nil, nil
+	}
+	yield := b.record(c, e, tx, refusal)
 	return outcome, &yield, nil
 }
 
@@ -320,17 +323,15 @@ func bodyDigest(e *Entry) (d [16]byte) {
 }
 
 // record appends the entry to the chain of the journal.
-func (b *batch) record(c Committed, e *Entry, cmd *anyCommand, tx *Tx, refusal *api.Error) Yield {
+func (b *batch) record(c Committed, e *Entry, tx *Tx, refusal *api.Error) Yield {
 	rec := &api.Record{Index: c.Index, Term: c.Term, Time: b.sys.Time, Op: e.Op, By: e.By, RequestID: e.RequestID}
 	if refusal != nil {
 		rec.Code, rec.Message = refusal.Code, refusal.Error()
 	}
-	if cmd.quiet {
-		sum := sha256.Sum256(e.Body)
-		rec.Digest = hex.EncodeToString(sum[:])
-	} else {
-		rec.Changes = tx.apiChanges()
+	if b.sys.Quiet != (api.Hash{}) {
+		rec.Digest, b.sys.Quiet = b.sys.Quiet.String(), api.Hash{}
 	}
+	rec.Changes = tx.apiChanges()
 	canonical := rec.Canonical()
 	rec.Hash = api.ChainHash(b.sys.Chain, canonical)
 	b.sys.Chain = rec.Hash

@@ -39,13 +39,14 @@ var (
 	Seals        = table[api.Seal]("seal")
 	Certificates = table[api.Certificate]("certificate")
 	RemovedNodes = table[api.RemovedNode]("removed_node")
+	Leases       = table[api.NodeLease]("node_lease")
 )
 
 // tables is every table, in the order of the snapshot. New kinds come last.
 func tables() []anyTable {
 	return []anyTable{
 		Configs, Tenants, Regions, Nodes, Pools, Networks, Images, Volumes, VMs, Instances, Replicas, Tasks,
-		APIKeys, JoinTokens, Seals, Certificates, RemovedNodes,
+		APIKeys, JoinTokens, Seals, Certificates, RemovedNodes, Leases,
 	}
 }
 

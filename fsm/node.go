@@ -89,11 +89,12 @@ var RegisterNode = transition("node.register", Nodes, func(tx *Tx, in NodeRegist
 			Do("make sure that only one machine runs with this identity")
 	}
 	n := *have
-	n.Epoch, n.Seq, n.Lease, n.RegisteredAt = have.Epoch+1, 0, api.NodeLive, tx.Time
+	n.Epoch, n.Lease, n.RegisteredAt = have.Epoch+1, api.NodeLive, tx.Time
 	n.Address, n.Version, n.ClusterVersion = in.Address, in.Version, in.ClusterVersion
 	if err := n.Validate(); err != nil {
 		return nil, api.AsError(err).OnMissing(api.KindNode, n.Name)
 	}
+	Leases.put(tx, api.NodeLease{Meta: api.Meta{Name: n.Name}, Epoch: n.Epoch})
 	return Nodes.put(tx, n), nil
 })
 
@@ -147,13 +148,17 @@ type Renewals struct {
 }
 
 // RenewNodes renews the leases it names; those of a fenced node, a former
-// epoch or an old sequence number are passed over. The rows tell which held.
+// epoch or an old sequence number are passed over. The rows of Leases tell
+// which held.
 var RenewNodes = effect("node.renew", func(tx *Tx, in Renewals) *api.Error {
 	for _, r := range in.Renewals {
-		if n, err := liveNode(tx, r.Node, r.Epoch); err == nil && r.Seq > n.Seq {
-			renewed := *n
+		if _, err := liveNode(tx, r.Node, r.Epoch); err != nil {
+			continue
+		}
+		if l := Leases.Get(tx, r.Node); l != nil && l.Epoch == r.Epoch && r.Seq > l.Seq {
+			renewed := *l
 			renewed.Seq = r.Seq
-			Nodes.put(tx, renewed)
+			Leases.put(tx, renewed)
 		}
 	}
 	return nil
@@ -172,7 +177,7 @@ var ExpireNode = transition("node.expire", Nodes, func(tx *Tx, in NodeExpire) (*
 	if err != nil {
 		return nil, err
 	}
-	if have.Seq != in.Seq {
+	if l := Leases.Get(tx, in.Node); l == nil || l.Seq != in.Seq {
 		return nil, api.Errorf(api.CodeConflict, "has renewed its lease since").On(api.KindNode, in.Node)
 	}
 	n := *have
@@ -317,5 +322,6 @@ func removeNode(tx *Tx, name, reason string) *api.Error {
 	}
 	RemovedNodes.put(tx, removed)
 	Nodes.delete(tx, name)
+	Leases.delete(tx, name)
 	return nil
 }

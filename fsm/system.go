@@ -17,6 +17,7 @@ type system struct {
 	Time           time.Time `json:"time"`
 	ClusterVersion uint32    `json:"cluster_version"`
 	Chain          api.Hash  `json:"chain"`
+	Quiet          api.Hash  `json:"quiet"` // digest of the quiet entries since the last record
 	Rows           rowSum    `json:"rows"`
 }
 
