@@ -35,6 +35,8 @@ type Error struct {
 	Allowed string   `json:"allowed,omitzero"` // what would be accepted
 	Next    string   `json:"next,omitzero"`    // what to do about it
 	Details []*Error `json:"details,omitzero"` // more than one thing is wrong
+
+	RequestID string `json:"request_id,omitzero"` // of the request that failed; set in answers to clients only
 }
 
 // Error renders one line: object, field, message, what is allowed, next step.

@@ -1,0 +1,314 @@
+package client
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	mathrand "math/rand/v2"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/debvisor/debvisor/api"
+)
+
+const (
+	eventBytesMax = 4 << 20          // of one event; an entry has at most 256 KiB
+	silenceMax    = 45 * time.Second // on an event stream, which sends a heartbeat every 10 s
+)
+
+// stream opens an answer that is read as it arrives. Only the opening is tried
+// on several addresses.
+func (c *Client) stream(ctx context.Context, call *call, read func(*http.Response) error) error {
+	body := ""
+	if call.header == nil {
+		call.header = http.Header{}
+	}
+	if call.in != nil {
+		raw, err := json.Marshal(call.in)
+		if err != nil {
+			return fmt.Errorf("encode request: %w", err)
+		}
+		body = string(raw)
+		call.header.Set("Content-Type", "application/json")
+	}
+	var last error
+	first := int(c.last.Load())
+	for n := range c.addresses {
+		at := (first + n) % len(c.addresses)
+		var reader io.Reader
+		if call.in != nil {
+			reader = strings.NewReader(body)
+		}
+		resp, err := c.open(ctx, c.addresses[at], call, reader)
+		if err == nil {
+			c.last.Store(int64(at))
+			defer func() { _ = resp.Body.Close() }()
+			return read(resp)
+		}
+		if last = err; !retryable(err) {
+			return err
+		}
+	}
+	return final(last, "", false)
+}
+
+// EventOptions select events.
+type EventOptions struct {
+	After  uint64   // events after this index; 0: from now on
+	Kinds  []string // empty: all
+	Tenant string   // empty: all
+	Labels map[string]string
+}
+
+func (o EventOptions) query() url.Values {
+	q := tenantQuery(o.Tenant)
+	if o.After != 0 {
+		q.Set("index", strconv.FormatUint(o.After, 10))
+	}
+	for _, k := range o.Kinds {
+		q.Add("kind", k)
+	}
+	for _, k := range slices.Sorted(maps.Keys(o.Labels)) {
+		q.Add("label", k+"="+o.Labels[k])
+	}
+	return q
+}
+
+// Events yields what changes, each record with the selected changes only. When
+// the stream breaks it goes on after the last event, on another node if need
+// be. It ends silently with ctx, and with an error when the cluster refuses.
+func (c *Client) Events(ctx context.Context, o EventOptions) iter.Seq2[*api.Record, error] {
+	return func(yield func(*api.Record, error) bool) {
+		var trouble time.Time // since when nothing works
+		for {
+			stopped, err := c.events(ctx, &o, func(r *api.Record) bool { trouble = time.Time{}; return yield(r, nil) })
+			if stopped || ctx.Err() != nil {
+				return
+			}
+			if trouble.IsZero() {
+				trouble = time.Now()
+			}
+			if err != nil && (!retryable(err) || time.Since(trouble) > c.cfg.Timeout) {
+				yield(nil, err)
+				return
+			}
+			c.last.Add(1)
+			c.last.Store(c.last.Load() % int64(len(c.addresses)))
+			select {
+			case <-time.After(backoffMin + mathrand.N(backoffMax/2)):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// events reads one stream. stopped says that the consumer wants no more.
+func (c *Client) events(ctx context.Context, o *EventOptions, yield func(*api.Record) bool) (stopped bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	call := &call{method: http.MethodGet, path: "/v1/events", query: o.query(), header: http.Header{"Accept": {"text/event-stream"}}}
+	err = c.stream(ctx, call, func(resp *http.Response) error {
+		if o.After == 0 {
+			o.After = answerOf(resp).Index
+		}
+		silence := time.AfterFunc(silenceMax, cancel)
+		defer silence.Stop()
+		lines := bufio.NewScanner(resp.Body)
+		lines.Buffer(make([]byte, 64<<10), eventBytesMax)
+		var e event
+		for lines.Scan() {
+			silence.Reset(silenceMax)
+			done := e.add(lines.Text())
+			if !done {
+				continue
+			}
+			if e.id > o.After {
+				o.After = e.id
+			}
+			record, err := e.record()
+			if err != nil {
+				return err
+			}
+			if record != nil && !yield(record) {
+				stopped = true
+				return nil
+			}
+			e = event{}
+		}
+		return &failure{errors.Join(errors.New("the event stream ended"), lines.Err()), "events"}
+	})
+	return stopped, err
+}
+
+// event is one server-sent event.
+type event struct {
+	id   uint64
+	name string
+	data string
+}
+
+// add takes a line and reports whether it completes the event.
+func (e *event) add(line string) bool {
+	field, value, _ := strings.Cut(line, ":")
+	value = strings.TrimPrefix(value, " ")
+	switch {
+	case line == "":
+		return e.name != "" || e.data != "" || e.id != 0
+	case field == "id":
+		e.id, _ = strconv.ParseUint(value, 10, 64)
+	case field == "event":
+		e.name = value
+	case field == "data":
+		e.data += value
+	}
+	return false
+}
+
+func (e *event) record() (*api.Record, error) {
+	switch e.name {
+	case "change":
+		r := &api.Record{}
+		if err := json.Unmarshal([]byte(e.data), r); err != nil {
+			return nil, fmt.Errorf("event %d: %w", e.id, err)
+		}
+		return r, nil
+	case "problem":
+		p := &api.Error{}
+		if err := json.Unmarshal([]byte(e.data), p); err != nil {
+			return nil, fmt.Errorf("problem in the event stream: %w", err)
+		}
+		return nil, p
+	}
+	return nil, nil
+}
+
+// VerifyAudit has the answering node verify its journal. progress, when not
+// nil, is told as it goes. A bad record is the error.
+func (c *Client) VerifyAudit(ctx context.Context, progress func(api.AuditReport)) (*api.AuditReport, error) {
+	var last api.AuditReport
+	err := c.stream(ctx, &call{method: http.MethodGet, path: "/v1/audit/verify"}, func(resp *http.Response) error {
+		for d := json.NewDecoder(resp.Body); !last.Done; {
+			last = api.AuditReport{}
+			if err := d.Decode(&last); err != nil {
+				return api.Errorf(api.CodeUnavailable, "the verification was cut short: %v", err).Do("repeat it")
+			}
+			if progress != nil {
+				progress(last)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if last.Error != nil {
+		return &last, last.Error
+	}
+	return &last, nil
+}
+
+// Console opens the serial console of a VM's guest; replay sends first what it
+// printed before. It ends with ctx, or when either side closes it.
+func (c *Client) Console(ctx context.Context, tenant, name string, replay bool) (io.ReadWriteCloser, error) {
+	q := tenantQuery(tenant)
+	if replay {
+		q.Set("replay", "true")
+	}
+	header := http.Header{"User-Agent": {c.cfg.Agent}}
+	if c.cfg.Key != "" {
+		header.Set("Authorization", "Bearer "+c.cfg.Key)
+	}
+	var last error
+	first := int(c.last.Load())
+	for n := range c.addresses {
+		at := (first + n) % len(c.addresses)
+		target := c.addresses[at] + "/v1/vms/" + url.PathEscape(name) + "/console?" + q.Encode()
+		conn, resp, err := websocket.Dial(ctx, target, &websocket.DialOptions{HTTPClient: c.upgrade, HTTPHeader: header})
+		if err == nil {
+			c.last.Store(int64(at))
+			return websocket.NetConn(ctx, conn, websocket.MessageBinary), nil
+		}
+		last = &failure{err, c.addresses[at]}
+		if resp != nil && resp.StatusCode >= 400 {
+			last = problem(resp, c.addresses[at])
+		}
+		if !retryable(last) {
+			return nil, last
+		}
+	}
+	return nil, final(last, "", false)
+}
+
+// UploadImage sends the bytes of an image that exists in the catalogue. open
+// is called once for each node that is tried; progress, when not nil, gets the
+// number of bytes sent so far. The cluster verifies size and checksum. It
+// blocks until the last byte is stored, or ctx ends.
+func (c *Client) UploadImage(ctx context.Context, tenant, name string, sizeBytes int64, open func() (io.ReadCloser, error), progress func(sentBytes int64)) (*api.Image, error) {
+	var last error
+	first := int(c.last.Load())
+	for n := range c.addresses {
+		at := (first + n) % len(c.addresses)
+		file, err := open()
+		if err != nil {
+			return nil, fmt.Errorf("open image: %w", err)
+		}
+		image, err := c.upload(ctx, c.addresses[at], tenant, name, sizeBytes, &counted{r: file, report: progress})
+		_ = file.Close()
+		if err == nil || !retryable(err) || ctx.Err() != nil {
+			return image, err
+		}
+		last = err
+	}
+	return nil, final(last, "", false)
+}
+
+func (c *Client) upload(ctx context.Context, address, tenant, name string, sizeBytes int64, body io.Reader) (*api.Image, error) {
+	call := &call{method: http.MethodPut, path: "/v1/images/" + url.PathEscape(name) + "/content", query: tenantQuery(tenant),
+		header: http.Header{"Content-Type": {"application/octet-stream"}}}
+	req, err := c.request(ctx, address, call, io.NopCloser(body))
+	if err != nil {
+		return nil, err
+	}
+	req.ContentLength = sizeBytes
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, &failure{err, address}
+	}
+	defer drain(resp.Body)
+	if resp.StatusCode >= 400 {
+		return nil, problem(resp, address)
+	}
+	image := &api.Image{}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, problemBytesMax)).Decode(image); err != nil {
+		return nil, &failure{err, address}
+	}
+	return image, nil
+}
+
+// counted reports what was read.
+type counted struct {
+	r      io.Reader
+	sent   int64
+	report func(int64)
+}
+
+// Read implements io.Reader.
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	if c.sent += int64(n); c.report != nil && n > 0 {
+		c.report(c.sent)
+	}
+	return n, err
+}
