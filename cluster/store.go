@@ -1,0 +1,316 @@
+package cluster
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	wal "github.com/hashicorp/raft-wal"
+	"go.etcd.io/bbolt"
+
+	"github.com/debvisor/debvisor/api"
+)
+
+// The forms of the Raft log.
+const (
+	LogStoreWAL  = "wal"    // hashicorp/raft-wal; the default
+	LogStoreBolt = "boltdb" // hashicorp/raft-boltdb
+)
+
+const (
+	storeDeadline   = 2 * time.Second // one call of a store; a disk that takes longer hangs
+	storeLockWait   = time.Second
+	logCacheEntries = 512
+	fsyncSamples    = 512 // of which the 99th percentile is taken
+	// FsyncReadyMax is the 99th percentile of fsync above which a node is not
+	// ready to serve.
+	FsyncReadyMax = 100 * time.Millisecond
+)
+
+// guard watches the log and the stable store of one node. The first failed
+// write poisons both: after a failed fsync the kernel may drop the page and
+// report success on the next attempt. A call beyond the deadline means a disk
+// that hangs, and a leader on it would hang the cluster. Both end the process.
+type guard struct {
+	deadline time.Duration
+	fatal    func(error)
+
+	poison atomic.Pointer[error]
+
+	mu      sync.Mutex // guards samples and next
+	samples []time.Duration
+	next    int
+}
+
+func newGuard(deadline time.Duration, fatal func(error)) *guard {
+	return &guard{deadline: deadline, fatal: fatal, samples: make([]time.Duration, 0, fsyncSamples)}
+}
+
+// write runs a call that changes the disk.
+func (g *guard) write(what string, call func() error) error {
+	if p := g.poison.Load(); p != nil {
+		return *p
+	}
+	started := time.Now()
+	err := g.timed(what, call)
+	g.sample(time.Since(started))
+	if err == nil {
+		if p := g.poison.Load(); p != nil {
+			return *p // the deadline passed meanwhile: the process is ending
+		}
+		return nil
+	}
+	return g.fail(fmt.Errorf("%s: %w", what, err))
+}
+
+// read runs a call that only reads; its error is the caller's to judge.
+func (g *guard) read(what string, call func() error) error {
+	if p := g.poison.Load(); p != nil {
+		return *p
+	}
+	return g.timed(what, call)
+}
+
+// timed notices a hung call while it hangs; the caller stays blocked with it.
+func (g *guard) timed(what string, call func() error) error {
+	timer := time.AfterFunc(g.deadline, func() {
+		_ = g.fail(fmt.Errorf("%s takes longer than %v: the disk hangs", what, g.deadline))
+	})
+	defer timer.Stop()
+	return call()
+}
+
+func (g *guard) fail(err error) error {
+	err = &api.Error{Code: api.CodeUnavailable, Message: "the raft log cannot be written: " + err.Error(), Next: "look at the disk under the data directory, then start the node again"}
+	if g.poison.CompareAndSwap(nil, &err) {
+		g.fatal(err)
+	}
+	return *g.poison.Load()
+}
+
+func (g *guard) sample(d time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.samples) < fsyncSamples {
+		g.samples = append(g.samples, d)
+		return
+	}
+	g.samples[g.next] = d
+	g.next = (g.next + 1) % fsyncSamples
+}
+
+// p99 is the 99th percentile of the last writes; 0 when there were none.
+func (g *guard) p99() time.Duration {
+	g.mu.Lock()
+	s := slices.Clone(g.samples)
+	g.mu.Unlock()
+	if len(s) == 0 {
+		return 0
+	}
+	slices.Sort(s)
+	return s[len(s)*99/100]
+}
+
+// guardedLog is a log store under guard. It answers that it is monotonic when
+// the store below is: after a snapshot install Raft then empties it, and no
+// conflicting tail survives.
+type guardedLog struct {
+	guard *guard
+	store raft.LogStore
+}
+
+func (l *guardedLog) FirstIndex() (index uint64, err error) {
+	err = l.guard.read("first index", func() error { index, err = l.store.FirstIndex(); return err })
+	return index, err
+}
+
+func (l *guardedLog) LastIndex() (index uint64, err error) {
+	err = l.guard.read("last index", func() error { index, err = l.store.LastIndex(); return err })
+	return index, err
+}
+
+func (l *guardedLog) GetLog(index uint64, log *raft.Log) error {
+	return l.guard.read("read log", func() error { return l.store.GetLog(index, log) })
+}
+
+func (l *guardedLog) StoreLog(log *raft.Log) error { return l.StoreLogs([]*raft.Log{log}) }
+
+func (l *guardedLog) StoreLogs(logs []*raft.Log) error {
+	return l.guard.write("append to log", func() error { return l.store.StoreLogs(logs) })
+}
+
+func (l *guardedLog) DeleteRange(min, max uint64) error {
+	return l.guard.write("truncate log", func() error { return l.store.DeleteRange(min, max) })
+}
+
+// IsMonotonic implements raft.MonotonicLogStore. Emptying the log is right for
+// either store.
+func (l *guardedLog) IsMonotonic() bool { return true }
+
+// guardedStable is a stable store under guard.
+type guardedStable struct {
+	guard *guard
+	store raft.StableStore
+}
+
+func (s *guardedStable) Set(key, value []byte) error {
+	return s.guard.write("store vote", func() error { return s.store.Set(key, value) })
+}
+
+func (s *guardedStable) Get(key []byte) (value []byte, err error) {
+	err = s.guard.read("read vote", func() error { value, err = s.store.Get(key); return err })
+	return value, err
+}
+
+func (s *guardedStable) SetUint64(key []byte, value uint64) error {
+	return s.guard.write("store term", func() error { return s.store.SetUint64(key, value) })
+}
+
+func (s *guardedStable) GetUint64(key []byte) (value uint64, err error) {
+	err = s.guard.read("read term", func() error { value, err = s.store.GetUint64(key); return err })
+	return value, err
+}
+
+// stores are the open stores of a node.
+type stores struct {
+	log    raft.LogStore
+	stable raft.StableStore
+	guard  *guard
+	closes []io.Closer
+}
+
+// openStores opens the log and the votes, and reads every entry once: a node
+// with a damaged log refuses to start rather than guess.
+func openStores(d *dataDir, form string, logger hclog.Logger, g *guard, wrap func(raft.LogStore) raft.LogStore) (_ *stores, err error) {
+	s := &stores{guard: g}
+	defer func() {
+		if p := recover(); p != nil { // bbolt panics on a page that makes no sense
+			err = damaged(d, fmt.Errorf("%v", p))
+		}
+		if err != nil {
+			s.close()
+		}
+	}()
+	stable, err := raftboltdb.New(raftboltdb.Options{
+		Path: d.file(fileStable), MsgpackUseNewTimeFormat: true, BoltOptions: boltOptions(),
+	})
+	if err != nil {
+		return nil, damaged(d, fmt.Errorf("%s: %w", fileStable, err))
+	}
+	s.closes = append(s.closes, stable)
+	s.stable = &guardedStable{g, stable}
+	log, closer, err := openLog(d, form, logger)
+	if err != nil {
+		return nil, damaged(d, err)
+	}
+	s.closes = append(s.closes, closer)
+	if err := readAll(log); err != nil {
+		return nil, damaged(d, err)
+	}
+	if wrap != nil {
+		log = wrap(log)
+	}
+	s.log, err = raft.NewLogCache(logCacheEntries, &guardedLog{g, log})
+	return s, err
+}
+
+func openLog(d *dataDir, form string, logger hclog.Logger) (raft.LogStore, io.Closer, error) {
+	switch form {
+	case LogStoreBolt:
+		store, err := raftboltdb.New(raftboltdb.Options{Path: d.file(fileLogBolt), MsgpackUseNewTimeFormat: true, BoltOptions: boltOptions()})
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", fileLogBolt, err)
+		}
+		return store, store, nil
+	case LogStoreWAL:
+		if err := os.MkdirAll(d.file(dirLogWAL), dirMode); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", dirLogWAL, err)
+		}
+		store, err := wal.Open(d.file(dirLogWAL), wal.WithLogger(logger.Named("wal")), wal.WithCodec(&checkedCodec{}))
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", dirLogWAL, err)
+		}
+		return store, store, nil
+	}
+	return nil, nil, api.Invalid("log_store", "is %q", form).Allow("%s or %s", LogStoreWAL, LogStoreBolt)
+}
+
+func boltOptions() *bbolt.Options {
+	return &bbolt.Options{Timeout: storeLockWait, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType}
+}
+
+func readAll(log raft.LogStore) error {
+	first, err := log.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := log.LastIndex()
+	if err != nil {
+		return err
+	}
+	var entry raft.Log
+	for index := first; index <= last && last > 0; index++ {
+		if err := log.GetLog(index, &entry); err != nil {
+			return fmt.Errorf("entry %d of the log: %w", index, err)
+		}
+		if entry.Index != index {
+			return fmt.Errorf("entry %d of the log says that it is entry %d", index, entry.Index)
+		}
+	}
+	return nil
+}
+
+func damaged(d *dataDir, err error) error {
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		return e
+	}
+	return &api.Error{Code: api.CodeUnavailable, Message: fmt.Sprintf("the raft log in %s is damaged: %v", d.path, err),
+		Next: "on a cluster with other nodes: remove this node there, empty the directory and join again; on the only node: restore a backup"}
+}
+
+func (s *stores) close() error {
+	var errs []error
+	for _, c := range slices.Backward(s.closes) {
+		errs = append(errs, c.Close())
+	}
+	s.closes = nil
+	return errors.Join(errs...)
+}
+
+// checkedCodec adds a checksum to each entry of the WAL, whose own checksums
+// cover the last batch only.
+type checkedCodec struct{ inner wal.BinaryCodec }
+
+const checkedCodecID = wal.FirstExternalCodecID + 0xdeb
+
+// ID implements wal.Codec. It is written into the log's files.
+func (*checkedCodec) ID() uint64 { return checkedCodecID }
+
+// Encode implements wal.Codec.
+func (c *checkedCodec) Encode(l *raft.Log, w io.Writer) error {
+	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	if err := c.inner.Encode(l, io.MultiWriter(w, sum)); err != nil {
+		return err
+	}
+	_, err := w.Write(binary.BigEndian.AppendUint32(nil, sum.Sum32()))
+	return err
+}
+
+// Decode implements wal.Codec.
+func (c *checkedCodec) Decode(raw []byte, l *raft.Log) error {
+	n := len(raw) - crc32.Size
+	if n < 0 || crc32.Checksum(raw[:n], crc32.MakeTable(crc32.Castagnoli)) != binary.BigEndian.Uint32(raw[n:]) {
+		return fmt.Errorf("%w: checksum of an entry", wal.ErrCorrupt)
+	}
+	return c.inner.Decode(raw[:n], l)
+}
