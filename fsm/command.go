@@ -172,12 +172,17 @@ type anyCommand struct {
 	quiet bool
 	users bool
 	run   func(tx *Tx, body []byte) (any, *api.Error, error) // the last one: body not understood
+	check func(body []byte) error                            // whether run would understand the body
 }
 
 type erasable interface{ erase() anyCommand }
 
 func (c Command[In]) erase() anyCommand {
-	return anyCommand{op: c.op, since: c.since, quiet: c.quiet, users: c.users, run: func(tx *Tx, body []byte) (any, *api.Error, error) {
+	check := func(body []byte) error {
+		var in In
+		return decodeStrict(body, &in)
+	}
+	return anyCommand{op: c.op, since: c.since, quiet: c.quiet, users: c.users, check: check, run: func(tx *Tx, body []byte) (any, *api.Error, error) {
 		var in In
 		if err := decodeStrict(body, &in); err != nil {
 			return nil, nil, fmt.Errorf("body of %s: %w (%w)", c.op, ErrUpgrade, err)

@@ -77,3 +77,28 @@ func (f *FSM) Known(op string) (since uint32, ok bool) {
 	}
 	return cmd.since, true
 }
+
+// Check refuses an entry that Apply here would not understand: one that every
+// node would stop at. Whoever proposes calls it first. An op that the active
+// cluster version does not allow yet is CodeUnavailable.
+func (f *FSM) Check(e *Entry) error {
+	cmd := f.registry.commands[e.Op]
+	if cmd == nil {
+		return api.Invalid("op", "%q is no operation of this node", e.Op).Do("upgrade this node if the operation is newer")
+	}
+	if have := f.Read().ClusterVersion(); cmd.since > have {
+		return api.Errorf(api.CodeUnavailable, "%s needs cluster version %d, active is %d", e.Op, cmd.since, have).
+			Do("upgrade every node, then activate the new version")
+	}
+	if err := cmd.check(e.Body); err != nil {
+		return api.Invalid("body", "of %s is not understood: %v", e.Op, err)
+	}
+	return nil
+}
+
+// Quiet reports whether the outcomes of an op are not remembered by request
+// ID: repeating it does no harm.
+func (f *FSM) Quiet(op string) bool {
+	cmd := f.registry.commands[op]
+	return cmd != nil && cmd.quiet
+}
