@@ -45,7 +45,7 @@ func Rules() []Rule {
 		{"agent", 3, []string{"fsm", "api", "plugins"}, nil, "an agent knows contracts, not adapters; it never decides placement"},
 		{"plugins/*", 3, []string{"plugins", "api"}, nil, "adapters do not know each other, nor the cluster they serve"},
 
-		{"cluster", 2, []string{"fsm", "api", "api/rpc"}, nil, "Raft carries entries and does not know what they mean"},
+		{"cluster", 2, []string{"fsm", "api", "api/rpc", "cluster/journal"}, nil, "Raft carries entries and records and does not know what they mean"},
 		{"cluster/gossip", 2, []string{"api"}, nil, "gossip is a hint; it cannot reach what decides"},
 
 		{"fsm", 1, []string{"api"}, []string{"github.com/hashicorp/go-memdb"}, "Apply is a function of state and entry: no live service can be reached from it"},

@@ -101,6 +101,7 @@ func TestLayersCatchesWhatIsPlanted(t *testing.T) {
 		{"sideways", "agent", m + "cluster/control", "imports cluster/control"},
 		{"adapters", "plugins/libvirt", m + "plugins/vault", "adapters do not know each other"},
 		{"adapter from agent", "agent", m + "plugins/libvirt", "imports plugins/libvirt"},
+		{"journal", "cluster", m + "cluster/journal", ""},
 		{"child", "cluster", m + "cluster/gossip", "imports cluster/gossip"},
 		{"library in api", "api", "github.com/google/uuid", "outside the standard library"},
 		{"library in fsm", "fsm", "go.etcd.io/bbolt", "go-memdb"},
