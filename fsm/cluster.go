@@ -2,6 +2,9 @@ package fsm
 
 import (
 	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/debvisor/debvisor/api"
 )
@@ -114,9 +117,12 @@ type Operation struct {
 	Body json.RawMessage `json:"body"`
 }
 
-// Operations is the body of apply: all of them or none.
+// Operations is the body of apply: all of them or none. Revisions, by
+// "kind/key", is what the plan saw, 0 for an object that did not exist; the
+// entry is refused when one has moved.
 type Operations struct {
-	Operations []Operation `json:"operations"`
+	Operations []Operation       `json:"operations"`
+	Revisions  map[string]uint64 `json:"revisions,omitzero"`
 }
 
 // OperationsMax is how many operations one apply entry carries.
@@ -131,6 +137,9 @@ func applyMany(tx *Tx, in Operations) *api.Error {
 	if len(in.Operations) > OperationsMax {
 		return api.Errorf(api.CodeLimit, "%d operations", len(in.Operations)).Allow("at most %d in one entry", OperationsMax)
 	}
+	if err := checkRevisions(tx, in.Revisions); err != nil {
+		return err
+	}
 	for _, o := range in.Operations {
 		cmd := tx.b.registry.commands[o.Op]
 		if cmd == nil || !cmd.users || o.Op == opApply {
@@ -142,6 +151,20 @@ func applyMany(tx *Tx, in Operations) *api.Error {
 		}
 		if refusal != nil {
 			return refusal
+		}
+	}
+	return nil
+}
+
+func checkRevisions(tx *Tx, revisions map[string]uint64) *api.Error {
+	for _, ref := range slices.Sorted(maps.Keys(revisions)) {
+		kind, key, _ := strings.Cut(ref, "/")
+		table := tx.b.registry.byKind[kind]
+		if table == nil {
+			return api.Invalid("revisions", "%q names no kind", ref).Allow("kind/key")
+		}
+		if have := table.revisionOf(tx, key); have != revisions[ref] {
+			return api.Errorf(api.CodeConflict, "is at revision %d, the plan saw %d", have, revisions[ref]).On(kind, key).Do("plan it again")
 		}
 	}
 	return nil
