@@ -69,8 +69,9 @@ scripts: # bash reads every script; shellcheck too, where it is installed
 fmt: ## format the Go files
 	gofmt -w $$(git ls-files --cached --others --exclude-standard '*.go')
 
-bench: setup-bench build ## measure, side by side with bare Raft and with etcd
-	go test -run '^$$' -bench . -benchmem -timeout 120m ./...
+bench: setup-bench build ## measure, side by side with bare Raft and with etcd; BENCH takes flags
+	go build -o build/bench ./e2e/bench
+	build/bench $(BENCH)
 
 fuzz: check-go ## run every fuzz target for FUZZTIME (1m)
 	e2e/setup/fuzz.sh $(FUZZTIME)

@@ -1,10 +1,12 @@
 package lint
 
 import (
+	"fmt"
 	"go/ast"
 	"go/token"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // Docs finds packages without a package comment, and exported identifiers
@@ -101,4 +103,39 @@ func undocumentedNames(decl *ast.GenDecl) []*ast.Ident {
 		}
 	}
 	return names
+}
+
+// Dependencies finds direct requirements of goMod that the table in page does
+// not explain, and rows of the table for which there is no requirement.
+func Dependencies(goMod, page string) []Finding {
+	const name = "docs/dependencies.md"
+	required := map[string]bool{}
+	for line := range strings.Lines(goMod) {
+		fields := strings.Fields(strings.TrimPrefix(line, "require "))
+		if len(fields) == 2 && strings.HasPrefix(fields[1], "v") {
+			required[fields[0]] = true
+		}
+	}
+	var found []Finding
+	explained := map[string]bool{}
+	for line := range strings.Lines(page) {
+		module, rest, ok := strings.Cut(strings.TrimPrefix(line, "| `"), "` |")
+		if !ok || !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		explained[module] = true
+		cells := strings.Split(rest, "|")
+		if len(cells) < 2 || strings.TrimSpace(cells[0]) == "" || strings.TrimSpace(cells[1]) == "" {
+			found = append(found, Finding{File: name, Text: fmt.Sprintf("%s has no reason or no licence", module)})
+		}
+		if !required[module] {
+			found = append(found, Finding{File: name, Text: fmt.Sprintf("%s is no direct requirement in go.mod; remove its row", module)})
+		}
+	}
+	for _, module := range slices.Sorted(maps.Keys(required)) {
+		if !explained[module] {
+			found = append(found, Finding{File: name, Text: fmt.Sprintf("%s has no row: say why it is needed, and its licence", module)})
+		}
+	}
+	return found
 }

@@ -1,6 +1,8 @@
 package lint_test
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -186,5 +188,43 @@ func TestChecksCatchWhatIsPlanted(t *testing.T) {
 				t.Errorf("%s in %s: got %v, want %q\n%s", tt.check, tt.path, found, tt.want, tt.source)
 			}
 		})
+	}
+}
+
+func TestDependenciesAreExplained(t *testing.T) {
+	t.Parallel()
+	root, err := lint.Root(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	goMod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(filepath.Join(root, "docs", "dependencies.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range lint.Dependencies(string(goMod), string(page)) {
+		t.Error(f)
+	}
+	if !strings.Contains(string(goMod), "github.com/hashicorp/raft v") {
+		t.Error("go.mod does not name raft; the check is blind")
+	}
+}
+
+func TestDependenciesCatchesWhatIsPlanted(t *testing.T) {
+	t.Parallel()
+	const goMod = "require (\n\texample.com/a v1.0.0\n\texample.com/b v1.0.0 // indirect\n)\n"
+	for page, want := range map[string]string{
+		"| `example.com/a` | why | MIT |\n": "",
+		"":                                  "example.com/a has no row",
+		"| `example.com/a` |  | MIT |\n":    "no reason",
+		"| `example.com/a` | why | MIT |\n| `example.com/b` | indirect | MIT |\n": "example.com/b is no direct",
+	} {
+		found := lint.Dependencies(goMod, page)
+		if want == "" && len(found) > 0 || want != "" && (len(found) != 1 || !strings.Contains(found[0].Text, want)) {
+			t.Errorf("%q: got %v, want %q", page, found, want)
+		}
 	}
 }
