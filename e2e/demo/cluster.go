@@ -1,12 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,9 +17,9 @@ import (
 
 const (
 	pollEvery     = 100 * time.Millisecond
-	logTailMax    = 4 << 10 // bytes of the cluster's log that an error shows
-	consoleGrace  = 5 * time.Second
-	envLineMax    = 64 // lines of the environment file
+	logTailMax    = 4 << 10         // bytes of the cluster's log that an error shows
+	commandGrace  = 5 * time.Second // between the interrupt and the kill of a command
+	envLineMax    = 64              // lines of the environment file
 	programPath   = "bin/debvisor"
 	clusterFolder = "cluster"
 )
@@ -137,52 +135,19 @@ func (c *clusterProcess) exec(ctx context.Context, args []string) *exec.Cmd {
 func (c *clusterProcess) command(ctx context.Context, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	cmd := c.exec(ctx, args)
-	cmd.Stdout = os.Stdout
+	fmt.Printf("\n$ %s %s\n", programPath, strings.Join(args, " "))
+	cmd := exec.CommandContext(ctx, programPath, args...)
+	cmd.Env = os.Environ()
+	for name, value := range c.env {
+		cmd.Env = append(cmd.Env, name+"="+value)
+	}
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = commandGrace
 	if err := cmd.Run(); err != nil {
 		return c.failure(fmt.Sprintf("%s %s: %v", programPath, strings.Join(args, " "), err))
 	}
 	return nil
-}
-
-// console shows what the guest printed so far and goes on until it says that
-// it is ready.
-func (c *clusterProcess) console(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
-	defer cancel()
-	cmd := c.exec(ctx, []string{"vm", "console", vmName, "--no-input"})
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	ready := showUntil(os.Stdout, out, guestReady)
-	cancel()
-	err = cmd.Wait()
-	if !ready {
-		return c.failure(fmt.Sprintf("the console ended before the guest said %s: %v", guestReady, err))
-	}
-	return nil
-}
-
-// showUntil copies lines from in to out until one contains word; it reports
-// whether one did.
-func showUntil(out io.Writer, in io.Reader, word string) bool {
-	lines := bufio.NewReader(in)
-	for {
-		line, err := lines.ReadString('\n')
-		if _, werr := io.WriteString(out, line); werr != nil {
-			return false
-		}
-		if strings.Contains(line, word) {
-			return true
-		}
-		if err != nil {
-			return false
-		}
-	}
 }
 
 // stop ends the cluster in order and waits for it. Guests are not its to end.

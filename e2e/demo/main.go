@@ -34,7 +34,7 @@ import (
 const (
 	nodes          = 3
 	readyTimeout   = 2 * time.Minute // until the cluster is ready
-	commandTimeout = 2 * time.Minute // of one command
+	commandTimeout = 5 * time.Minute // of one command
 	bootTimeout    = 4 * time.Minute // until the guest says that it is ready, under emulation on a slow machine
 	stopTimeout    = 45 * time.Second
 )
@@ -169,7 +169,7 @@ func (c *clusterProcess) show(ctx context.Context) error {
 	if err := c.command(ctx, "vm", "show", vmName); err != nil {
 		return err
 	}
-	if err := c.console(ctx); err != nil {
+	if err := c.command(ctx, "vm", "console", vmName, "--replay", "--no-input", "--until", guestReady, "--timeout", bootTimeout.String()); err != nil {
 		return err
 	}
 	return c.command(ctx, "why", "vm/"+vmName)
