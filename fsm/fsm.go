@@ -52,6 +52,7 @@ type FSM struct {
 type generation struct {
 	db       *memdb.MemDB
 	requests *requests
+	sums     sums
 }
 
 // Committed is an entry as the log holds it. Data is nil for entries that are
@@ -206,6 +207,7 @@ func (r *registry) applyBatch(gen *generation, batch []Committed) ([]Outcome, []
 	defer b.txn.Abort()
 	outcomes := make([]Outcome, len(batch))
 	var yields []Yield
+	sums := make([]sumAt, 0, len(batch))
 	for i, c := range batch {
 		if c.Index <= b.sys.Index {
 			return nil, nil, fmt.Errorf("entry %d arrived after entry %d", c.Index, b.sys.Index)
@@ -213,6 +215,7 @@ func (r *registry) applyBatch(gen *generation, batch []Committed) ([]Outcome, []
 		b.sys.Index = c.Index
 		if entries[i] == nil {
 			outcomes[i] = Outcome{Index: c.Index}
+			sums = append(sums, sumAt{c.Index, b.sys.Rows})
 			continue
 		}
 		outcome, yield, err := b.apply(c, entries[i])
@@ -220,10 +223,12 @@ func (r *registry) applyBatch(gen *generation, batch []Committed) ([]Outcome, []
 			return nil, nil, err
 		}
 		outcomes[i] = outcome
+		sums = append(sums, sumAt{c.Index, b.sys.Rows})
 		if yield != nil {
 			yields = append(yields, *yield)
 		}
 	}
+	gen.sums.add(sums)
 	b.commit()
 	return outcomes, yields, nil
 }
