@@ -118,19 +118,6 @@ func (c *clusterProcess) client() (*client.Client, error) {
 	})
 }
 
-func (c *clusterProcess) exec(ctx context.Context, args []string) *exec.Cmd {
-	fmt.Printf("\n$ %s %s\n", programPath, strings.Join(args, " "))
-	cmd := exec.CommandContext(ctx, programPath, args...)
-	cmd.Env = os.Environ()
-	for name, value := range c.env {
-		cmd.Env = append(cmd.Env, name+"="+value)
-	}
-	cmd.Stderr = os.Stderr
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = consoleGrace
-	return cmd
-}
-
 // command prints and runs one command against the cluster.
 func (c *clusterProcess) command(ctx context.Context, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
