@@ -1,0 +1,235 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/debvisor/debvisor/api"
+	"github.com/debvisor/debvisor/api/client"
+)
+
+const uploadTimeout = 12 * time.Hour
+
+// imageRow is an image and the nodes that have its bytes.
+type imageRow struct {
+	api.Image
+	Nodes []string `json:"nodes"`
+}
+
+func images() *noun[imageRow] {
+	kind, _ := api.LookupKind(api.KindImage)
+	n := &noun[imageRow]{kind: kind, word: kind.Name, many: "images", watches: []string{api.KindImage, api.KindReplica}}
+	n.head = func(row *imageRow) *api.Meta { return &row.Meta }
+	n.list = listImages
+	n.get = getImage
+	n.remove = func(ctx context.Context, c *client.Client, tenant, name string, o ...client.Option) error {
+		return client.Resource[api.Image](c, api.KindImage).Delete(ctx, tenant, name, 0, o...)
+	}
+	n.columns = slices.Concat([]column[imageRow]{nameColumn(n.head),
+		{title: "FORMAT", value: func(_ *app, i *imageRow) string { return i.Format }},
+		{title: "SIZE", keep: true, value: func(_ *app, i *imageRow) string { return api.FormatSize(i.SizeBytes) }},
+		{title: "NODES", value: func(_ *app, i *imageRow) string {
+			if len(i.Nodes) == 0 {
+				return "none: upload it"
+			}
+			return joinNames(i.Nodes)
+		}},
+		{title: "SHA256", value: func(_ *app, i *imageRow) string { return i.SHA256 }},
+		{title: "DESCRIPTION", wide: true, value: func(_ *app, i *imageRow) string { return dash(i.Description) }},
+	}, metaColumns(n.head))
+	return n
+}
+
+func joinNames(names []string) string {
+	out := ""
+	for i, n := range names {
+		if i > 0 {
+			out += ","
+		}
+		out += n
+	}
+	return out
+}
+
+func listImages(ctx context.Context, c *client.Client, o client.ListOptions) (*client.List[imageRow], error) {
+	list, err := client.Resource[api.Image](c, api.KindImage).All(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	where, err := imageNodes(ctx, c, client.ReadOptions{At: o.At, Stale: o.Stale})
+	if err != nil {
+		return nil, err
+	}
+	out := &client.List[imageRow]{Index: list.Index}
+	for _, i := range list.Items {
+		out.Items = append(out.Items, imageRow{Image: i, Nodes: items(where[i.ID])})
+	}
+	return out, nil
+}
+
+func getImage(ctx context.Context, c *client.Client, tenant, name string, o client.ReadOptions) (*imageRow, error) {
+	image, _, err := client.Resource[api.Image](c, api.KindImage).Get(ctx, tenant, name, o)
+	if err != nil {
+		return nil, err
+	}
+	where, err := imageNodes(ctx, c, o)
+	if err != nil {
+		return nil, err
+	}
+	return &imageRow{Image: *image, Nodes: items(where[image.ID])}, nil
+}
+
+// imageNodes tells which nodes hold which image, by its ID.
+func imageNodes(ctx context.Context, c *client.Client, o client.ReadOptions) (map[string][]string, error) {
+	replicas, err := client.Resource[api.Replica](c, api.KindReplica).All(ctx, client.ListOptions{ReadOptions: o})
+	if err != nil {
+		return nil, err
+	}
+	where := map[string][]string{}
+	for _, r := range replicas.Items {
+		if r.Kind == api.KindImage && r.State == api.ReplicaReady && !slices.Contains(where[r.OfID], r.Node) {
+			where[r.OfID] = append(where[r.OfID], r.Node)
+		}
+	}
+	return where, nil
+}
+
+func imageCommand(a *app) *cobra.Command {
+	n := images()
+	return n.command(a, createImageCommand(a), uploadImageCommand(a), n.deleteCommand(a, ""))
+}
+
+func createImageCommand(a *app) *cobra.Command {
+	var file string
+	var image api.Image
+	return createCommand(a, &creation[api.Image, *api.Image]{
+		kind:    api.KindImage,
+		example: "  debvisor image create debian --file debian-12-genericcloud-amd64.qcow2\n  debvisor image create kernel --file vmlinuz --format raw",
+		flags: func(cmd *cobra.Command) {
+			cmd.Flags().StringVar(&file, "file", "", "file to upload")
+			cmd.Flags().StringVar(&image.Format, "format", "", "qcow2 or raw (default: what the file looks like)")
+			cmd.Flags().StringVar(&image.Description, "description", "", "for people")
+			_ = cmd.MarkFlagRequired("file")
+		},
+		build: func(context.Context, *cobra.Command, *client.Client) (*api.Image, error) {
+			return &image, a.measureImage(file, &image)
+		},
+		then: func(ctx context.Context, _ *client.Client, made *api.Image) error {
+			return a.uploadImage(ctx, made, func() (io.ReadCloser, error) { return os.Open(file) })
+		},
+	})
+}
+
+func uploadImageCommand(a *app) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use: "upload NAME", Short: "Send the bytes of an image that is in the catalogue",
+		Long:    "Sends the bytes of an image that is in the catalogue: after apply of a file\nthat declares it, or when no node has them any more.",
+		Example: "  debvisor image upload debian --file debian-12-genericcloud-amd64.qcow2",
+		Args:    exactly("NAME"), ValidArgsFunction: a.completeNames(images()),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.clientWith(uploadTimeout)
+			if err != nil {
+				return err
+			}
+			image, _, err := client.Resource[api.Image](c, api.KindImage).Get(cmd.Context(), a.tenantName(), args[0], client.ReadOptions{})
+			if err != nil {
+				return err
+			}
+			if err := a.sendImage(cmd.Context(), c, image, func() (io.ReadCloser, error) { return os.Open(file) }); err != nil {
+				return err
+			}
+			return a.result(image, "image %s uploaded", clean(image.Name))
+		},
+	}
+	cmd.Flags().StringVar(&file, "file", "", "file to upload")
+	_ = cmd.MarkFlagRequired("file")
+	return cmd
+}
+
+// measureImage fills in size, checksum and, unless given, format of a file.
+func (a *app) measureImage(file string, image *api.Image) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("open image: %w", err)
+	}
+	defer f.Close()
+	stat, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("open image: %w", err)
+	}
+	if !stat.Mode().IsRegular() {
+		return api.Invalid("file", "%s is no regular file", file)
+	}
+	image.SizeBytes = stat.Size()
+	head := make([]byte, 4)
+	if _, err := io.ReadFull(f, head); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && err != io.EOF {
+		return fmt.Errorf("read image: %w", err)
+	}
+	if image.Format == "" {
+		image.Format = api.FormatRaw
+		if bytes.Equal(head, []byte("QFI\xfb")) {
+			image.Format = api.FormatQCOW2
+		}
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("read image: %w", err)
+	}
+	p, sum := a.progress(), sha256.New()
+	defer p.end()
+	if _, err := io.Copy(sum, &meter{r: f, report: func(n int64) { p.bytes("checksum", n, image.SizeBytes) }}); err != nil {
+		return fmt.Errorf("read image: %w", err)
+	}
+	image.SHA256 = hex.EncodeToString(sum.Sum(nil))
+	return nil
+}
+
+// meter reports how much was read.
+type meter struct {
+	r      io.Reader
+	done   int64
+	report func(int64)
+}
+
+// Read implements io.Reader.
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	m.done += int64(n)
+	m.report(m.done)
+	return n, err
+}
+
+// uploadImage sends the bytes of an image that is in the catalogue. If that
+// fails for good, the entry without bytes is taken back.
+func (a *app) uploadImage(ctx context.Context, image *api.Image, open func() (io.ReadCloser, error)) error {
+	c, err := a.clientWith(uploadTimeout)
+	if err != nil {
+		return err
+	}
+	if err = a.sendImage(ctx, c, image, open); err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+	defer cancel()
+	if undo := client.Resource[api.Image](c, api.KindImage).Delete(ctx, image.Tenant, image.Name, image.Modified); undo != nil {
+		return fmt.Errorf("upload: %w (the entry without bytes could not be taken back: %w)", err, undo)
+	}
+	return fmt.Errorf("upload: %w", err)
+}
+
+func (a *app) sendImage(ctx context.Context, c *client.Client, image *api.Image, open func() (io.ReadCloser, error)) error {
+	p := a.progress()
+	defer p.end()
+	_, err := c.UploadImage(ctx, image.Tenant, image.Name, image.SizeBytes, open, func(sent int64) { p.bytes("upload", sent, image.SizeBytes) })
+	return err
+}
