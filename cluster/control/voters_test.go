@@ -224,11 +224,11 @@ func quorum(list []control.Member) bool {
 // checkSettled: where every server is well, the voters are those chosen, and no
 // zone has two more than another that has servers to spare.
 func checkSettled(rt *rapid.T, list []control.Member, chosen map[string]bool) {
+	if slices.ContainsFunc(list, func(m control.Member) bool { return !m.Server || !m.Row || !m.Healthy || m.For < long }) {
+		return
+	}
 	in, spare := map[string]int{}, map[string]int{}
 	for _, m := range list {
-		if !m.Server || !m.Row || !m.Healthy || m.For < long {
-			return
-		}
 		if m.Voter != chosen[m.ID] {
 			rt.Fatalf("%s votes: %v, chosen: %v", m.ID, m.Voter, chosen[m.ID])
 		}
