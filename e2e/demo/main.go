@@ -79,13 +79,13 @@ func run(ctx context.Context, dir string, stay bool) (err error) {
 	if err := os.Chdir(root); err != nil {
 		return err
 	}
-	if err := prepared(); err != nil {
-		return err
-	}
 	if err := claim(dir); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := prepared(); err != nil {
+		return err
+	}
 
 	say("Starting %d isolated libvirt daemons, each as if it were alone on a host", nodes)
 	daemons, err := lab.Start(ctx, nodes, lab.Config{})
@@ -101,6 +101,9 @@ func run(ctx context.Context, dir string, stay bool) (err error) {
 	}
 	defer func() { err = errors.Join(err, c.stop()) }()
 	if err := c.show(ctx); err != nil {
+		if ctx.Err() != nil {
+			return errors.New("interrupted; what it made is removed")
+		}
 		return err
 	}
 	tryNext(c)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # install.sh LIST...: installs the Debian packages that the named lists ask
 # for, where they are missing. A list has one package a line and, after "#",
-# the reason for it; "a|b" takes the first that this Debian has.
+# the reason for it, where Debian's own description does not tell; "a|b" takes the first that this Debian has.
 #
 # Installing needs root or sudo. No service is started by it, and one that
 # runs already is left alone.
@@ -60,6 +60,11 @@ available() {
   return 1
 }
 
+# description is what Debian says of a package, in one line.
+description() {
+  apt-cache show "$1" | sed -n 's/^Description[^:]*: //p' | sed 1q
+}
+
 # quiet_services keeps dpkg from starting what it installs, for as long as
 # this script runs, unless the machine has a policy of its own.
 quiet_services() {
@@ -77,7 +82,7 @@ install_missing() {
   apt update >/dev/null
   while IFS=$'\t' read -r names reason; do
     name=$(available "$names")
-    say "installing $name: ${reason:-needed by the tests}"
+    say "installing $name: ${reason:-$(description "$name")}"
     packages+=("$name")
   done <<<"$list"
   quiet_services
