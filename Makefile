@@ -87,7 +87,7 @@ generate: check-go ## write docs/objects.md from the comments in api
 
 guest: bin/guest/tiny.qcow2 ## make the tiny guest of the demo and the tests in bin/guest
 
-bin/guest/tiny.qcow2: $(wildcard e2e/lab/cmd/guest/*.go) | setup
+bin/guest/tiny.qcow2: $(wildcard e2e/lab/*.go e2e/lab/*.sh e2e/lab/cmd/guest/*.go) | setup
 	go run ./e2e/lab/cmd/guest -out bin/guest
 
 setup: check-go ## install the Debian packages that the tests and the demo need

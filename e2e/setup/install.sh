@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # install.sh LIST...: installs the Debian packages that the named lists ask
 # for, where they are missing. A list has one package a line and, after "#",
-# the reason for it, where Debian's own description does not tell; "a|b" takes the first that this Debian has.
+# the reason for it, where Debian's own description does not tell; "a|b" takes
+# the first that this Debian has.
 #
 # Installing needs root or sudo. No service is started by it, and one that
 # runs already is left alone.
