@@ -1,0 +1,208 @@
+package spec
+
+import (
+	"strings"
+
+	"github.com/debvisor/debvisor/api"
+)
+
+// shape is what an attribute's value looks like.
+type shape int
+
+const (
+	text shape = iota
+	integer
+	float
+	size     // bytes: "512MiB" or a number
+	duration // "36h" or "7d"
+	boolean
+	labels // map of texts
+	texts  // list of texts
+	argvs  // list of lists of texts
+	secret // a text that is not shown
+)
+
+// attribute is one name = value line of a block.
+type attribute struct {
+	name     string
+	field    string // in JSON, where it differs from name
+	shape    shape
+	fallback string // value of a text that is left out
+}
+
+func (a *attribute) json() string {
+	if a.field != "" {
+		return a.field
+	}
+	return a.name
+}
+
+// block describes what a block of HCL may hold and which JSON it becomes. One
+// table serves reading, writing, messages and the rendering of differences.
+type block struct {
+	name   string
+	field  string // in JSON
+	label  string // JSON field of the block's label; empty: it has none
+	many   bool
+	attrs  []attribute
+	blocks []block
+}
+
+func (b *block) attr(name string) *attribute {
+	for i := range b.attrs {
+		if b.attrs[i].name == name {
+			return &b.attrs[i]
+		}
+	}
+	return nil
+}
+
+func (b *block) block(name string) *block {
+	for i := range b.blocks {
+		if b.blocks[i].name == name {
+			return &b.blocks[i]
+		}
+	}
+	return nil
+}
+
+func (b *block) names() []string {
+	var names []string
+	for i := range b.attrs {
+		names = append(names, b.attrs[i].name)
+	}
+	for i := range b.blocks {
+		names = append(names, b.blocks[i].name)
+	}
+	return names
+}
+
+// kindBlocks describes every kind that a file may declare.
+var kindBlocks = map[string]*block{
+	api.KindConfig: kindBlock(api.KindConfig,
+		attribute{name: "cpu_overcommit", shape: float},
+		attribute{name: "memory_overcommit", shape: float},
+		attribute{name: "memory_reserve", field: "memory_reserve_bytes", shape: size},
+		attribute{name: "placement_strategy"},
+		attribute{name: "task_retention", field: "task_retention_ns", shape: duration},
+		attribute{name: "voters", shape: integer}),
+	api.KindTenant: kindBlock(api.KindTenant,
+		attribute{name: "description"}),
+	api.KindPool: kindBlock(api.KindPool,
+		attribute{name: "driver", fallback: api.PoolDir},
+		attribute{name: "path"},
+		attribute{name: "shared", shape: boolean},
+		attribute{name: "nodes", shape: texts},
+		attribute{name: "reserve", field: "reserve_bytes", shape: size}),
+	api.KindNetwork: kindBlock(api.KindNetwork,
+		attribute{name: "driver", fallback: api.NetworkBridge},
+		attribute{name: "bridge"},
+		attribute{name: "description"}),
+	api.KindImage: kindBlock(api.KindImage,
+		attribute{name: "format"},
+		attribute{name: "sha256"},
+		attribute{name: "size", field: "size_bytes", shape: size},
+		attribute{name: "description"}),
+	api.KindVolume: kindBlock(api.KindVolume,
+		attribute{name: "pool"},
+		attribute{name: "size", field: "size_bytes", shape: size},
+		attribute{name: "format"},
+		attribute{name: "image"},
+		attribute{name: "node"}),
+	api.KindVM: vmBlock(),
+}
+
+// kindBlock starts the description of a kind with what all objects have.
+func kindBlock(kind string, attrs ...attribute) *block {
+	b := &block{name: kind, label: "name"}
+	if k, _ := api.LookupKind(kind); k.TenantScope {
+		b.attrs = append(b.attrs, attribute{name: "tenant"})
+	}
+	b.attrs = append(append(b.attrs, attribute{name: "labels", shape: labels}), attrs...)
+	return b
+}
+
+func vmBlock() *block {
+	b := kindBlock(api.KindVM,
+		attribute{name: "description"},
+		attribute{name: "power"},
+		attribute{name: "cpus", shape: integer},
+		attribute{name: "memory", field: "memory_bytes", shape: size},
+		attribute{name: "firmware"},
+		attribute{name: "ha"},
+		attribute{name: "priority", shape: integer})
+	b.blocks = []block{
+		{name: "boot", field: "boot", attrs: []attribute{{name: "kernel"}, {name: "initrd"}, {name: "args"}}},
+		{name: "disk", field: "disks", label: "name", many: true, attrs: []attribute{
+			{name: "volume"}, {name: "pool"}, {name: "image"}, {name: "size", field: "size_bytes", shape: size},
+			{name: "bus"}, {name: "cache"}, {name: "read_only", shape: boolean}}},
+		{name: "nic", field: "nics", many: true, attrs: []attribute{{name: "network"}, {name: "mac"}}},
+		{name: "cloud_init", field: "cloud_init",
+			attrs: []attribute{{name: "hostname"}, {name: "packages", shape: texts}, {name: "commands", shape: argvs}, {name: "network"}},
+			blocks: []block{
+				{name: "user", field: "users", label: "name", many: true, attrs: []attribute{
+					{name: "ssh_keys", shape: texts}, {name: "sudo", shape: boolean}, {name: "password_hash", shape: secret}}},
+				{name: "file", field: "files", label: "path", many: true, attrs: []attribute{{name: "content"}, {name: "mode"}}},
+			}},
+		{name: "placement", field: "placement", attrs: []attribute{
+			{name: "strategy"}, {name: "node"}, {name: "nodes", shape: labels},
+			{name: "affinity", shape: labels}, {name: "anti_affinity", shape: labels}}},
+	}
+	return b
+}
+
+// newObject makes an empty object of a kind that a file may declare.
+func newObject(kind string) api.Object {
+	switch kind {
+	case api.KindConfig:
+		return &api.Config{}
+	case api.KindTenant:
+		return &api.Tenant{}
+	case api.KindPool:
+		return &api.Pool{}
+	case api.KindNetwork:
+		return &api.Network{}
+	case api.KindImage:
+		return &api.Image{}
+	case api.KindVolume:
+		return &api.Volume{}
+	case api.KindVM:
+		return &api.VM{}
+	}
+	return nil
+}
+
+// inHCL writes the JSON path of a field as a reader of the file knows it:
+// "disks[0].size_bytes" becomes "disk[0].size". It also returns the field's
+// shape.
+func inHCL(kind, path string) (string, shape) {
+	b := kindBlocks[kind]
+	var out []string
+	for b != nil && path != "" {
+		step, rest, _ := strings.Cut(path, ".")
+		field, index, indexed := strings.Cut(step, "[")
+		if indexed {
+			index = "[" + index
+		}
+		for i := range b.attrs {
+			if a := &b.attrs[i]; a.json() == field {
+				if rest != "" {
+					rest = "." + rest
+				}
+				return strings.Join(append(out, a.name+index+rest), "."), a.shape
+			}
+		}
+		var next *block
+		for i := range b.blocks {
+			if b.blocks[i].field == field {
+				next = &b.blocks[i]
+				out = append(out, next.name+index)
+			}
+		}
+		if next == nil {
+			break
+		}
+		b, path = next, rest
+	}
+	return strings.Join(append(out, path), "."), text
+}
