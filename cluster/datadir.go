@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -182,31 +183,44 @@ func (d *dataDir) credentials() (*x509.Certificate, *tls.Certificate, error) {
 	if err != nil {
 		return fail(fileCA, err)
 	}
-	key, err := d.readKey()
+	key, leaf, err := d.keyPair()
 	if err != nil {
 		return fail(fileKey, err)
 	}
-	text, err = os.ReadFile(d.file(fileCert))
-	if err != nil {
-		return fail(fileCert, err)
-	}
-	leaf, err := decodeCertificate(text)
-	if err != nil {
-		return fail(fileCert, err)
-	}
 	cert, err := certificateOf(leaf.Raw, key, ca)
 	if err != nil {
-		return fail(fileCert, err)
+		return fail(fileKey, err)
 	}
 	return ca, cert, nil
 }
 
-func (d *dataDir) readKey() (crypto.Signer, error) {
+// keyPair reads the node's key and certificate, which are in one file so that
+// a crash cannot leave one without the other.
+func (d *dataDir) keyPair() (crypto.Signer, *x509.Certificate, error) {
 	text, err := os.ReadFile(d.file(fileKey))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return decodeKey(text)
+	key, err := decodeKey(text)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, rest := pem.Decode(text)
+	leaf, err := decodeCertificate(rest)
+	return key, leaf, err
+}
+
+// writeKeyPair stores the node's key and certificate, and the certificate
+// alone for people to look at.
+func (d *dataDir) writeKeyPair(key crypto.Signer, der []byte) error {
+	text, err := encodeKey(key)
+	if err != nil {
+		return err
+	}
+	if err := d.write(fileKey, append(text, encodeCertificate(der)...)); err != nil {
+		return err
+	}
+	return d.write(fileCert, encodeCertificate(der))
 }
 
 // ReadIdentity reads who a node is without opening it. The directory may be in

@@ -21,7 +21,8 @@ type Empty struct{}
 
 // Propose hands an encoded log entry to the leader.
 type Propose struct {
-	Entry json.RawMessage `json:"entry"`
+	Version byte            `json:"version"` // of the encoding
+	Entry   json.RawMessage `json:"entry"`
 }
 
 // Proposed is what the entry did, as the state machine encodes it.
@@ -42,23 +43,16 @@ type Status struct {
 	Address       string `json:"address"`
 	State         string `json:"state"` // leader, follower, candidate or shutdown
 	Term          uint64 `json:"term"`
-	Leader        string `json:"leader,omitzero"`          // ID of the leader it follows
-	Commit        uint64 `json:"commit"`                   // commit index
-	Applied       uint64 `json:"applied"`                  // index of its state
-	CallerRemoved bool   `json:"caller_removed,omitzero"`  // the caller was removed from the cluster
-	JournalReason string `json:"journal_reason,omitzero"`  // why its journal is unhealthy
-	JournalFirst  uint64 `json:"journal_first,omitzero"`   // first record it holds
-	JournalLast   uint64 `json:"journal_last,omitzero"`    // last record it holds
-	StateHash     string `json:"state_hash,omitzero"`      // of the state at StateIndex
-	StateIndex    uint64 `json:"state_index,omitzero"`     // where the hash was taken
-	FsyncP99NS    int64  `json:"fsync_p99_ns,omitzero"`    // of its raft log
-	SnapshotIndex uint64 `json:"snapshot_index,omitzero"`  // of its last snapshot
-	ClusterMax    uint32 `json:"cluster_version,omitzero"` // highest cluster version its binary understands
-}
-
-// HashAt asks for the hash of the state, either now or at an exact index.
-type HashAt struct {
-	Index uint64 `json:"index,omitzero"`
+	Leader        string `json:"leader,omitzero"`         // ID of the leader it follows
+	Commit        uint64 `json:"commit"`                  // commit index
+	Applied       uint64 `json:"applied"`                 // index of its state
+	CallerRemoved bool   `json:"caller_removed,omitzero"` // the caller was removed from the cluster
+	JournalReason string `json:"journal_reason,omitzero"` // why its journal is unhealthy
+	JournalFirst  uint64 `json:"journal_first,omitzero"`  // first record it holds
+	JournalLast   uint64 `json:"journal_last,omitzero"`   // last record it holds
+	FsyncP99NS    int64  `json:"fsync_p99_ns,omitzero"`   // of its raft log
+	SnapshotIndex uint64 `json:"snapshot_index,omitzero"` // of its last snapshot
+	Version       string `json:"version,omitzero"`        // of its binary
 }
 
 // StateHash is the hash of the state at an index.
@@ -67,9 +61,15 @@ type StateHash struct {
 	Hash  api.Hash `json:"hash"`
 }
 
+// StateHashes are the hashes of a node's state at its last indexes.
+type StateHashes struct {
+	Samples []StateHash `json:"samples"`
+}
+
 // Sign asks for a certificate.
 type Sign struct {
 	Request []byte `json:"request"` // PKCS #10, DER
+	Address string `json:"address"` // host:port where the caller listens now
 }
 
 // Signed is a certificate.
@@ -86,9 +86,10 @@ type JournalRange struct {
 // JournalRecords are records in their canonical encoding. More says that the
 // answer was cut at the size of a message.
 type JournalRecords struct {
-	Records []JournalRecord `json:"records"`
-	More    bool            `json:"more,omitzero"`
-	First   uint64          `json:"first,omitzero"` // the first record that the answering node holds
+	Records   []JournalRecord `json:"records"`
+	More      bool            `json:"more,omitzero"`
+	Floor     uint64          `json:"floor,omitzero"` // what the answering node dropped by retention, and the hash there
+	FloorHash api.Hash        `json:"floor_hash,omitzero"`
 }
 
 // JournalRecord is one record and its place in the chain.
@@ -146,12 +147,13 @@ type NodeServer interface {
 	ReadIndex(ctx context.Context, in *Empty) (*Index, error)
 	ConfirmTerm(ctx context.Context, in *Empty) (*Index, error)
 	Status(ctx context.Context, in *Empty) (*Status, error)
-	StateHash(ctx context.Context, in *HashAt) (*StateHash, error)
+	StateHashes(ctx context.Context, in *Empty) (*StateHashes, error)
 	Sign(ctx context.Context, in *Sign) (*Signed, error)
 	Journal(ctx context.Context, in *JournalRange) (*JournalRecords, error)
 	SealKey(ctx context.Context, in *SealKey) (*SealKey, error)
 	PutSealKey(ctx context.Context, in *SealKey) (*Empty, error)
 	GossipKeys(ctx context.Context, in *Empty) (*GossipKeys, error)
+	Join(ctx context.Context, in *Joining) (*Joined, error)
 }
 
 // JoinServer admits nodes that have no certificate yet.
@@ -177,8 +179,8 @@ func RegisterNode(s *grpc.Server, impl NodeServer) {
 			unary("Status", func() any { return new(Empty) }, func(ctx context.Context, s, in any) (any, error) {
 				return s.(NodeServer).Status(ctx, in.(*Empty))
 			}),
-			unary("StateHash", func() any { return new(HashAt) }, func(ctx context.Context, s, in any) (any, error) {
-				return s.(NodeServer).StateHash(ctx, in.(*HashAt))
+			unary("StateHashes", func() any { return new(Empty) }, func(ctx context.Context, s, in any) (any, error) {
+				return s.(NodeServer).StateHashes(ctx, in.(*Empty))
 			}),
 			unary("Sign", func() any { return new(Sign) }, func(ctx context.Context, s, in any) (any, error) {
 				return s.(NodeServer).Sign(ctx, in.(*Sign))
@@ -194,6 +196,9 @@ func RegisterNode(s *grpc.Server, impl NodeServer) {
 			}),
 			unary("GossipKeys", func() any { return new(Empty) }, func(ctx context.Context, s, in any) (any, error) {
 				return s.(NodeServer).GossipKeys(ctx, in.(*Empty))
+			}),
+			unary("Join", func() any { return new(Joining) }, func(ctx context.Context, s, in any) (any, error) {
+				return s.(NodeServer).Join(ctx, in.(*Joining))
 			}),
 		},
 	}, impl)
@@ -266,10 +271,11 @@ func (c *NodeClient) Status(ctx context.Context) (*Status, error) {
 	return out, c.call(ctx, "Status", &Empty{}, out)
 }
 
-// StateHash asks for the hash of the other node's state.
-func (c *NodeClient) StateHash(ctx context.Context, in *HashAt) (*StateHash, error) {
-	out := new(StateHash)
-	return out, c.call(ctx, "StateHash", in, out)
+// StateHashes asks for the hashes of the other node's state at its last
+// indexes.
+func (c *NodeClient) StateHashes(ctx context.Context) (*StateHashes, error) {
+	out := new(StateHashes)
+	return out, c.call(ctx, "StateHashes", &Empty{}, out)
 }
 
 // Sign asks the other node, as a voter, to renew the caller's certificate.
@@ -299,6 +305,12 @@ func (c *NodeClient) PutSealKey(ctx context.Context, in *SealKey) error {
 func (c *NodeClient) GossipKeys(ctx context.Context) (*GossipKeys, error) {
 	out := new(GossipKeys)
 	return out, c.call(ctx, "GossipKeys", &Empty{}, out)
+}
+
+// Join passes the request of a new node on to the leader.
+func (c *NodeClient) Join(ctx context.Context, in *Joining) (*Joined, error) {
+	out := new(Joined)
+	return out, c.call(ctx, "Join", in, out)
 }
 
 // CallJoin asks a node to admit the caller.

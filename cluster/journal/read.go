@@ -314,3 +314,9 @@ func changeAt(tx *bbolt.Tx, index uint64, kind, key string) (api.Change, error) 
 	}
 	return api.Change{}, errors.Join(brokenAt(index), errors.New("it lacks a change that the index names"))
 }
+
+// HashUpTo is the hash of the last record at or below index, or of the floor.
+func (j *Journal) HashUpTo(index uint64) (api.Hash, error) {
+	p, err := j.lastUpTo(index)
+	return p.hash, err
+}

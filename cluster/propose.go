@@ -1,0 +1,205 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/debvisor/debvisor/api"
+	"github.com/debvisor/debvisor/api/rpc"
+	"github.com/debvisor/debvisor/fsm"
+)
+
+const (
+	proposeTimeout = 60 * time.Second       // where the caller's context has no deadline
+	proposeTry     = 10 * time.Second       // one attempt, before the leader is looked up again
+	proposePause   = 25 * time.Millisecond  // between attempts
+	enqueueTimeout = time.Second            // for a place in Raft's queue
+	leaderAsk      = 500 * time.Millisecond // for one peer's word on who leads
+)
+
+// Propose commits an entry and returns what it did. It may be called on any
+// node: this is the one place where entries are forwarded to the leader.
+//
+// The entry's Time and RequestID are stamped if they are empty. Propose tries
+// again under the same request ID through changes of leader, until ctx ends
+// (or a minute has passed, where ctx has no deadline). A refusal by the state
+// machine is in Outcome.Err and not an error of Propose; both are *api.Error.
+// CodeUnknown means that the entry may or may not have been carried out: call
+// again with the same RequestID to learn it. CodeNoLeader and CodeUnavailable
+// mean that it was not.
+func (s *Server) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) {
+	if e.Time.IsZero() {
+		e.Time = time.Now().UTC()
+	}
+	if e.RequestID == "" && !s.state.Quiet(e.Op) {
+		e.RequestID = uuid.NewString()
+	}
+	raw, err := e.Encode()
+	if err != nil {
+		return fsm.Outcome{}, err
+	}
+	if err := s.mayPropose(&e); err != nil {
+		return fsm.Outcome{}, err
+	}
+	s.proposals.Add(1)
+	defer s.proposals.Add(-1)
+	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
+	defer cancel()
+	sent := false // an attempt may have reached a log
+	var last error
+	for {
+		outcome, err := s.proposeOnce(ctx, raw)
+		if err == nil {
+			return outcome, nil
+		}
+		code := api.CodeOf(err)
+		switch {
+		case code == api.CodeNoLeader:
+		case code == api.CodeUnknown:
+			sent = true
+		default:
+			return fsm.Outcome{}, err
+		}
+		last = err
+		if !s.pause(ctx) {
+			return fsm.Outcome{}, gaveUp(sent, last)
+		}
+	}
+}
+
+func gaveUp(sent bool, last error) error {
+	if !sent {
+		return last
+	}
+	return &api.Error{Code: api.CodeUnknown, Message: "the change may or may not have been carried out: " + last.Error(),
+		Next: "repeat it with the same request ID; it is carried out once"}
+}
+
+// mayPropose refuses what must not reach the log.
+func (s *Server) mayPropose(e *fsm.Entry) error {
+	if s.draining.Load() {
+		return errStopping()
+	}
+	if err := s.journal.Healthy(); err != nil {
+		return err
+	}
+	return s.state.Check(e)
+}
+
+// pause waits a moment before the next attempt, and not at all once ctx ended.
+func (s *Server) pause(ctx context.Context) bool {
+	select {
+	case <-s.stopped:
+		return false
+	default:
+		return waitFor(ctx, proposePause)
+	}
+}
+
+// proposeOnce makes one attempt: here if this node leads, else at the leader.
+func (s *Server) proposeOnce(ctx context.Context, raw []byte) (fsm.Outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, proposeTry)
+	defer cancel()
+	leader, err := s.findLeader(ctx)
+	if err != nil {
+		return fsm.Outcome{}, err
+	}
+	if leader.ID == s.identity.NodeID {
+		return s.commit(ctx, raw)
+	}
+	client, err := s.peers.to(leader.ID)
+	if err != nil {
+		return fsm.Outcome{}, err
+	}
+	answer, err := client.Propose(ctx, &rpc.Propose{Entry: raw[1:], Version: raw[0]})
+	if err != nil {
+		if _, ok := errors.AsType[*api.Error](err); !ok {
+			err = api.Errorf(api.CodeUnknown, "the leader %s did not answer: %v", leader.Name, err)
+		}
+		return fsm.Outcome{}, err
+	}
+	var out wireOutcome
+	if err := json.Unmarshal(answer.Outcome, &out); err != nil {
+		return fsm.Outcome{}, api.Errorf(api.CodeUnknown, "the leader %s answered in an unknown form", leader.Name)
+	}
+	return out.outcome(), nil
+}
+
+// commit appends an entry to the log of this node, the leader, and waits until
+// it is applied here.
+func (s *Server) commit(ctx context.Context, raw []byte) (fsm.Outcome, error) {
+	if err := s.journal.Healthy(); err != nil {
+		return fsm.Outcome{}, err
+	}
+	future := s.raft.Apply(raw, enqueueTimeout)
+	if err := s.await(ctx, future); err != nil {
+		if lostLeadership(err) {
+			return fsm.Outcome{}, errNoLeader("this node does not lead: %v", err)
+		}
+		return fsm.Outcome{}, api.Errorf(api.CodeUnknown, "the entry was not confirmed: %v", err)
+	}
+	switch answer := future.Response().(type) {
+	case fsm.Outcome:
+		return answer, nil
+	case error:
+		return fsm.Outcome{}, api.Errorf(api.CodeUnknown, "this node stops: %v", answer)
+	default:
+		return fsm.Outcome{}, fmt.Errorf("the log answered %T", answer) // a bug
+	}
+}
+
+// findLeader is whom Raft follows, or else whom a peer follows: a node whose
+// address has changed is not reached by its leader, and must tell it first.
+func (s *Server) findLeader(ctx context.Context) (Peer, error) {
+	if leader, ok := s.Leader(); ok {
+		return leader, nil
+	}
+	for _, p := range s.others() {
+		client, err := s.peers.to(p.ID)
+		if err != nil {
+			continue
+		}
+		call, cancel := context.WithTimeout(ctx, leaderAsk)
+		status, err := client.Status(call)
+		cancel()
+		if err == nil && status.Leader != "" && status.Leader != s.identity.NodeID {
+			return s.peer(status.Leader), nil
+		}
+		if leader, ok := s.Leader(); ok {
+			return leader, nil
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return Peer{}, errNoLeader("nobody leads now")
+}
+
+// leaderClient is a client of the leader, which is another node.
+func (s *Server) leaderClient(ctx context.Context) (Peer, *rpc.NodeClient, error) {
+	leader, err := s.findLeader(ctx)
+	if err != nil {
+		return leader, nil, err
+	}
+	client, err := s.peers.to(leader.ID)
+	return leader, client, err
+}
+
+// wireOutcome is an outcome as it travels. The row does not: the caller's own
+// replica will have it.
+type wireOutcome struct {
+	Index    uint64     `json:"index"`
+	Err      *api.Error `json:"err,omitzero"`
+	Kind     string     `json:"kind,omitzero"`
+	Key      string     `json:"key,omitzero"`
+	Replayed bool       `json:"replayed,omitzero"`
+}
+
+func (w *wireOutcome) outcome() fsm.Outcome {
+	return fsm.Outcome{Index: w.Index, Err: w.Err, Kind: w.Kind, Key: w.Key, Replayed: w.Replayed}
+}
