@@ -21,6 +21,7 @@ Environment:
 
 // The groups under which help lists the commands.
 const (
+	groupFiles   = "files"
 	groupObjects = "objects"
 	groupCluster = "cluster"
 	groupNode    = "node"
@@ -45,6 +46,7 @@ func rootCommand(a *app) *cobra.Command {
 	root.SetErr(a.errOut)
 	root.SetFlagErrorFunc(flagError)
 	root.AddGroup(
+		&cobra.Group{ID: groupFiles, Title: "Files that describe what you want:"},
 		&cobra.Group{ID: groupObjects, Title: "Objects:"},
 		&cobra.Group{ID: groupCluster, Title: "The cluster and what happened in it:"},
 		&cobra.Group{ID: groupNode, Title: "This machine as a node:"},
@@ -56,6 +58,7 @@ func rootCommand(a *app) *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats(), cobra.ShellCompDirectiveNoFileComp))
 	_ = root.RegisterFlagCompletionFunc("tenant", a.completeNames(tenants()))
 
+	inGroup(root, groupFiles, planCommand(a), applyCommand(a), destroyCommand(a))
 	inGroup(root, groupObjects, vmCommand(a), imageCommand(a), networkCommand(a), poolCommand(a), volumeCommand(a),
 		tenantCommand(a), keyCommand(a), taskCommand(a))
 	inGroup(root, groupCluster, clusterCommand(a), nodeCommand(a), eventsCommand(a), whyCommand(a), historyCommand(a),
