@@ -388,7 +388,7 @@ func decodeSize(v cty.Value) (any, error) {
 	}
 	n, err := api.ParseSize(v.AsString())
 	if err != nil {
-		return nil, fmt.Errorf("is no size: %w", err)
+		return nil, err // its message begins with the text
 	}
 	return n, nil
 }

@@ -103,9 +103,7 @@ func spellOut(o api.Object) api.Object {
 		for i := range out.Disks {
 			or(&out.Disks[i].Bus, "virtio")
 			or(&out.Disks[i].Cache, "none")
-			if out.Disks[i].Volume == "" {
-				or(&out.Disks[i].Pool, defaultPool)
-			}
+			or(&out.Disks[i].Pool, defaultPool)
 		}
 	}
 	return out

@@ -119,7 +119,7 @@ func Parse(files []File, o Options) (*Set, error) {
 // "examples/My shop.hcl" becomes "my-shop".
 func SetName(path string) string {
 	base := path[strings.LastIndexAny(path, `/\`)+1:]
-	base = strings.ToLower(strings.TrimSuffix(base, ".hcl"))
+	base = strings.TrimSuffix(strings.ToLower(base), ".hcl")
 	var b strings.Builder
 	for _, r := range base {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
