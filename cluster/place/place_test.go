@@ -67,20 +67,22 @@ func input(nodes ...*api.Node) place.Input {
 	}
 }
 
-func TestEachFilterRefusesWithItsReason(t *testing.T) {
-	t.Parallel()
+// refusal is a change to a cluster of one node, and why the node then refuses.
+type refusal struct {
+	name    string
+	node    func(*api.Node)
+	vm      []func(*api.VM)
+	in      func(*place.Input)
+	summary string
+	reason  string
+}
+
+func refusals() []refusal {
 	volume := func(in *place.Input, v *api.Volume) { in.Volumes[api.Key(v.Tenant, v.Name)] = v }
 	data := func(pool, wanted string) *api.Volume {
 		return &api.Volume{Meta: api.Meta{Name: "data", Tenant: "default"}, Pool: pool, SizeBytes: 95 * api.GiB, Node: wanted}
 	}
-	cases := []struct {
-		name    string
-		node    func(*api.Node)
-		vm      []func(*api.VM)
-		in      func(*place.Input)
-		summary string
-		reason  string
-	}{
+	return []refusal{
 		{"fenced", func(n *api.Node) { n.Lease = api.NodeFenced }, nil, nil, "1 is fenced", "its lease ended"},
 		{"unregistered", func(n *api.Node) { n.Lease = "" }, nil, nil, "1 is fenced", "has not registered yet"},
 		{"witness", func(n *api.Node) { n.Witness = true }, nil, nil, "1 is a witness", "runs no VMs"},
@@ -120,7 +122,11 @@ func TestEachFilterRefusesWithItsReason(t *testing.T) {
 		}, "too little space", "pool local: 91 GiB needed"},
 		{"space of an unmade volume", nil, []func(*api.VM){disk(api.Disk{Name: "d", Volume: "data"})}, func(in *place.Input) { volume(in, data("local", "n1")) }, "too little space", "95 GiB needed"},
 	}
-	for _, c := range cases {
+}
+
+func TestEachFilterRefusesWithItsReason(t *testing.T) {
+	t.Parallel()
+	for _, c := range refusals() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			n := node("n1")
