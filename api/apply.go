@@ -1,6 +1,9 @@
 package api
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"strconv"
+)
 
 // Operation is one change among several: the op and the body of a log entry
 // that users may propose.
@@ -28,11 +31,16 @@ type Applied struct {
 // apply. Part n is carried out when all parts exist and part n-1 is done; when
 // it fails, the parts after it fail too.
 type ApplyPart struct {
-	Set   string `json:"set"`  // the same for all parts; part n is the task PartName(Set, n)
-	Part  int    `json:"part"` // from 0
-	Parts int    `json:"parts"`
+	Set         string `json:"set"`  // the same for all parts; part n is the task PartName(Set, n)
+	Part        int    `json:"part"` // from 0
+	Parts       int    `json:"parts"`
+	Key         string `json:"key"`          // API key that asked; the part is refused once it is revoked
+	KeyRevision uint64 `json:"key_revision"` // its Modified then
 	Apply
 }
+
+// PartName is the name of the task that carries out a part of a large apply.
+func PartName(set string, part int) string { return set + "-" + strconv.Itoa(part) }
 
 // Secret is a new secret. It is shown once.
 type Secret struct {
