@@ -28,6 +28,7 @@ const (
 	frameEnd     = 'e'
 
 	frameSizeMax = 16 << 20
+	frameChunk   = 64 << 10 // read at once
 )
 
 // ErrSnapshot is wrapped by what Restore returns for a snapshot that is
@@ -187,12 +188,17 @@ type frameReader struct {
 	err error
 }
 
+// raw reads n bytes. It takes memory as they arrive: the length is what a
+// damaged snapshot says.
 func (f *frameReader) raw(n int) []byte {
 	if f.err != nil {
 		return nil
 	}
-	b := make([]byte, n)
-	_, f.err = io.ReadFull(f.r, b)
+	b := make([]byte, min(n, frameChunk))
+	for at := 0; f.err == nil && at < n; at = len(b) {
+		b = append(b[:at], make([]byte, min(n-at, frameChunk))...)
+		_, f.err = io.ReadFull(f.r, b[at:])
+	}
 	f.sum.Write(b)
 	return b
 }
