@@ -2,6 +2,8 @@ package fsm
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/debvisor/debvisor/api"
 )
@@ -67,6 +69,11 @@ func (tx *Tx) merge(changes []change) {
 func (f *FSM) Users(op string) bool {
 	cmd := f.registry.commands[op]
 	return cmd != nil && cmd.users
+}
+
+// Ops lists every operation of this binary, sorted.
+func Ops() []string {
+	return slices.Sorted(maps.Keys(newRegistry().commands))
 }
 
 // Known reports whether op is an operation, and the cluster version that it needs.

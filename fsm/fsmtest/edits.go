@@ -1,0 +1,137 @@
+package fsmtest
+
+import (
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/debvisor/debvisor/api"
+	"github.com/debvisor/debvisor/fsm"
+)
+
+// makers is one for every operation.
+func makers() map[string]func(*Generator) fsm.Entry {
+	m := edits()
+	maps.Copy(m, clusterMakers())
+	maps.Copy(m, nodeMakers())
+	maps.Copy(m, workMakers())
+	return m
+}
+
+// edits is the puts and deletes of what users edit.
+func edits() map[string]func(*Generator) fsm.Entry {
+	m := map[string]func(*Generator) fsm.Entry{}
+	edited(m, fsm.Configs, (*Generator).config)
+	edited(m, fsm.Tenants, func(g *Generator) api.Tenant { return api.Tenant{Meta: api.Meta{Name: g.name("t", 3)}} })
+	edited(m, fsm.Pools, (*Generator).pool)
+	edited(m, fsm.Networks, func(g *Generator) api.Network {
+		return api.Network{Meta: g.meta("net", 3), Driver: api.NetworkBridge, Bridge: "br0", Description: g.text()}
+	})
+	edited(m, fsm.Images, func(g *Generator) api.Image {
+		return api.Image{Meta: g.meta("img", 3), Format: pick(g, api.FormatQCOW2, api.FormatRaw), SHA256: hash(g.source.IntN(2)), SizeBytes: api.MiB, Description: g.text()}
+	})
+	edited(m, fsm.Volumes, (*Generator).volume)
+	edited(m, fsm.VMs, (*Generator).vm)
+	return m
+}
+
+// edited adds the put and the delete of a table: most puts change a row that
+// exists, most deletes name one at its revision.
+func edited[T any, P object[T]](m map[string]func(*Generator) fsm.Entry, t fsm.Table[T, P], fresh func(*Generator) T) {
+	m[t.Kind()+".put"] = func(g *Generator) fsm.Entry {
+		v := fresh(g)
+		if have := row(g, list(t, g.view)); have != nil && g.chance(2) {
+			head := *P(have).Head()
+			if g.chance(2) {
+				v = *have // the same again, with other labels
+			}
+			*P(&v).Head() = head
+			P(&v).Head().Labels = g.labels()
+			P(&v).Head().Modified = g.revision(head.Modified)
+		}
+		e, err := t.Put(&v)
+		if err != nil {
+			panic(err) // a struct of package api that cannot be encoded
+		}
+		return e
+	}
+	m[t.Kind()+".delete"] = func(g *Generator) fsm.Entry {
+		v := fresh(g)
+		head := *P(&v).Head()
+		if have := row(g, list(t, g.view)); have != nil && !g.chance(10) {
+			head = *P(have).Head()
+		}
+		return t.Delete(head.Tenant, head.Name, g.revision(head.Modified))
+	}
+}
+
+func (g *Generator) meta(letter string, n int) api.Meta {
+	return api.Meta{Name: g.name(letter, n), Tenant: g.tenant(), Labels: g.labels()}
+}
+
+func (g *Generator) config() api.Config {
+	return api.Config{Meta: api.Meta{Name: api.ConfigName}, CPUOvercommit: pick(g, 0, 1.5, 4, 99), Voters: pick(g, 0, 3, 4),
+		TaskRetention: pick(g, 0, time.Minute, time.Second), Region: pick(g, "", "", "elsewhere")}
+}
+
+func (g *Generator) pool() api.Pool {
+	p := api.Pool{Meta: api.Meta{Name: pick(g, fsm.DefaultPool, g.name("p", 2))}, Driver: api.PoolDir, Path: "/srv/pool", Shared: g.chance(2)}
+	if g.chance(3) {
+		p.Nodes = []string{g.node()}
+	}
+	return p
+}
+
+func (g *Generator) volume() api.Volume {
+	v := api.Volume{Meta: g.meta("vol", 4), Pool: pick(g, fsm.DefaultPool, fsm.DefaultPool, g.name("p", 2)), SizeBytes: pick[int64](g, api.GiB, 2*api.GiB, 1)}
+	if g.chance(4) {
+		v.Image = g.name("img", 3)
+	}
+	if g.chance(3) {
+		v.Node = g.node()
+	}
+	if g.chance(30) {
+		v.OwnerVM = g.uuid(1)
+	}
+	return v
+}
+
+func (g *Generator) vm() api.VM {
+	vm := api.VM{Meta: g.meta("vm", 8), CPUs: 1 + g.source.IntN(4), MemoryBytes: pick[int64](g, 128*api.MiB, api.GiB, 1), Description: g.text(),
+		Power: pick(g, "", api.PowerOn, api.PowerOff), Priority: g.source.IntN(3)}
+	if g.chance(6) {
+		vm.ID = g.uuid(200 + g.source.IntN(4))
+	}
+	if g.chance(3) {
+		return vm
+	}
+	for i := range g.source.IntN(4) {
+		vm.Disks = append(vm.Disks, g.disk(i))
+	}
+	for range g.source.IntN(3) {
+		vm.NICs = append(vm.NICs, api.NIC{Network: g.name("net", 3), MAC: pick(g, "", "", "52:54:00:00:00:01")})
+	}
+	if g.chance(6) {
+		vm.Boot = &api.DirectBoot{Kernel: g.name("img", 3), Initrd: pick(g, "", g.name("img", 3)), Args: g.text()}
+	}
+	if g.chance(6) {
+		vm.Placement = api.Placement{Node: pick(g, "", g.node()), AntiAffinity: g.labels()}
+	}
+	if g.chance(8) {
+		vm.CloudInit = &api.CloudInit{Hostname: "guest", Commands: [][]string{{"echo", g.text()}}}
+	}
+	return vm
+}
+
+func (g *Generator) disk(i int) api.Disk {
+	d := api.Disk{Name: fmt.Sprintf("d%d", i), SizeBytes: pick[int64](g, api.GiB, api.GiB, 2*api.GiB)}
+	switch g.source.IntN(5) {
+	case 0:
+		d.Volume = g.name("vol", 4)
+	case 1:
+		d.Image = g.name("img", 3)
+	case 2:
+		d.Pool = g.name("p", 2)
+	}
+	return d
+}
