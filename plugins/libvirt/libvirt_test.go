@@ -1,6 +1,7 @@
 package libvirt_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -112,11 +113,19 @@ func (m *machine) kill(t testing.TB, id string) {
 	t.Fatalf("no QEMU process runs %s", id)
 }
 
+// tamper redefines the domain, as "virsh edit" does.
 func (m *machine) tamper(t testing.TB, id string) {
 	t.Helper()
 	c := m.client(t)
-	const memoryKiB = 96 << 10
-	if err := c.DomainSetMemoryFlags(m.domain(t, c, id), memoryKiB, uint32(golibvirt.DomainMemConfig)); err != nil {
+	text, err := c.DomainGetXMLDesc(m.domain(t, c, id), golibvirt.DomainXMLInactive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := strings.ReplaceAll(text, fmt.Sprintf(">%d</", guestMemory/api.KiB), ">98304</")
+	if edited == text {
+		t.Fatalf("the definition has no memory to edit: %s", text)
+	}
+	if _, err := c.DomainDefineXMLFlags(edited, 0); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -129,3 +129,35 @@ func TestDamagedRecordIsNamed(t *testing.T) {
 		t.Fatalf("got %v, want an error that names %s", err, spec.ID)
 	}
 }
+
+func TestStorageKeepsItsContract(t *testing.T) {
+	t.Parallel()
+	plugintest.Storage(t, func(t testing.TB) plugins.Storage {
+		s, err := sim.OpenStorage(sim.Config{Dir: t.TempDir(), ClusterID: uuid.NewString()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	})
+}
+
+func TestNetworkKeepsItsContract(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	plugintest.Network(t, plugintest.Networks{
+		Open: func(t testing.TB) plugins.Network {
+			n, err := sim.OpenNetwork(m.config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		},
+		Plug: func(t testing.TB, bridge string) {
+			spec := m.spec(t)
+			spec.NICs[0].Bridge = bridge
+			if err := m.open(t).Start(t.Context(), spec); err != nil {
+				t.Fatal(err)
+			}
+		},
+	})
+}
