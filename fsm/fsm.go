@@ -222,6 +222,9 @@ func (r *registry) applyBatch(gen *generation, batch []Committed) ([]Outcome, []
 		if err != nil {
 			return nil, nil, err
 		}
+		if v := b.sys.ClusterVersion; v > VersionMax {
+			return nil, nil, fmt.Errorf("entry %d activates cluster version %d: %w", c.Index, v, ErrUpgrade)
+		}
 		outcomes[i] = outcome
 		sums = append(sums, sumAt{c.Index, b.sys.Rows})
 		if yield != nil {

@@ -145,7 +145,9 @@ func (f *FSM) readSnapshot(r io.Reader) (*generation, error) {
 		var err error
 		switch kind {
 		case frameSystem:
-			err = decodeStrict(body, sys)
+			if err = decodeStrict(body, sys); err == nil && sys.ClusterVersion > VersionMax {
+				err = fmt.Errorf("cluster version %d: %w", sys.ClusterVersion, ErrUpgrade)
+			}
 		case frameRequest:
 			q := &request{}
 			if err = decodeStrict(body, q); err == nil {
