@@ -1,0 +1,47 @@
+package libvirt
+
+import (
+	"time"
+
+	"github.com/debvisor/debvisor/api"
+	"github.com/debvisor/debvisor/plugins"
+)
+
+// Render makes the definition of a checked spec on an imagined machine.
+func Render(spec plugins.DomainSpec, virtType string) (string, error) {
+	if err := checkSpec(spec, spec.ClusterID); err != nil {
+		return "", err
+	}
+	m := machine{virtType: virtType, emulator: "/usr/bin/qemu-system-x86_64", arch: "x86_64", dir: "/state/" + spec.ID, started: time.Unix(1, 0)}
+	if spec.Firmware == "uefi" {
+		m.firmware = &firmware{code: "/fw/code", vars: "/fw/vars"}
+	}
+	return buildDomain(spec, m).encode()
+}
+
+// Wanted reads back what the definition's mark says was asked for.
+func Wanted(text, clusterID string) (gen, revision uint64, drift []string, ours bool) {
+	d, err := decodeDomain(text)
+	if err != nil || d.markOf(clusterID) == nil {
+		return 0, 0, nil, false
+	}
+	m := d.markOf(clusterID)
+	return m.Gen, m.Revision, d.drift(m, ""), true
+}
+
+// Seed builds the seed's image.
+func Seed(c *api.CloudInit, instanceID, vm string) ([]byte, error) {
+	return buildSeed(c, instanceID, vm)
+}
+
+// TrimLog cuts a console log.
+func TrimLog(path string) error { return trimLog(path) }
+
+// HasVirtualization reads /proc/cpuinfo.
+func HasVirtualization(cpuinfo []byte) bool { return hasVirtualization(cpuinfo) }
+
+// ConsoleLogMax and ConsoleLogKeep bound a console log, in bytes.
+const (
+	ConsoleLogMax  = consoleLogMax
+	ConsoleLogKeep = consoleLogKeep
+)
