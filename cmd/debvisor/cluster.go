@@ -26,7 +26,7 @@ const (
 
 func clusterCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "cluster", Short: "Work with the cluster as a whole", Example: "  debvisor cluster status\n  debvisor cluster backup --out monday.backup"}
-	cmd.AddCommand(clusterStatusCommand(a), backupCommand(a), activateCommand(a))
+	cmd.AddCommand(clusterStatusCommand(a), backupCommand(a), restoreCommand(a), activateCommand(a))
 	return cmd
 }
 

@@ -63,7 +63,7 @@ func rootCommand(a *app) *cobra.Command {
 		tenantCommand(a), keyCommand(a), taskCommand(a))
 	inGroup(root, groupCluster, clusterCommand(a), nodeCommand(a), eventsCommand(a), whyCommand(a), historyCommand(a),
 		diffCommand(a), revertCommand(a), auditCommand(a))
-	inGroup(root, groupNode, doctorCommand(a))
+	inGroup(root, groupNode, devCommand(a), initCommand(a), joinCommand(a), agentCommand(a), doctorCommand(a))
 	root.AddCommand(versionCommand(a))
 	finishCommands(root)
 	return root

@@ -1,0 +1,293 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/debvisor/debvisor/api"
+	"github.com/debvisor/debvisor/api/httpd"
+	"github.com/debvisor/debvisor/cluster"
+	"github.com/debvisor/debvisor/cluster/control"
+)
+
+const (
+	configDefault = "/etc/debvisor/agent.hcl"
+	drainTimeout  = 30 * time.Second // for requests in progress when the node stops
+)
+
+func agentCommand(a *app) *cobra.Command {
+	var file string
+	flags := defaultNodeConfig()
+	cmd := &cobra.Command{
+		Use: "agent", Short: "Run the node of this machine",
+		Long: `Runs the node of this machine, which debvisor init or debvisor join made, until
+it is told to stop. What the configuration file says is overruled by flags. The
+file is read where it is named, or at ` + configDefault + ` if it exists.
+
+Exit status 75: a store is damaged in a way that the next start heals. 78: this
+node was removed from the cluster.`,
+		Example: "  debvisor agent\n  debvisor agent --config /etc/debvisor/agent.hcl --log-level debug",
+		Args:    exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := agentConfig(cmd, file, &flags)
+			if err != nil {
+				return &usageError{err: err}
+			}
+			return a.runAgent(cmd.Context(), config, nil)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&file, "config", "", "configuration file (default "+configDefault+", if it exists)")
+	f.StringVar(&flags.DataDir, "data-dir", flags.DataDir, "directory of the node")
+	f.StringVar(&flags.Listen, "listen", flags.Listen, "host:port to listen on, TCP and UDP")
+	f.StringVar(&flags.Advertise, "advertise", "", "host:port where other nodes reach this one (default: as it joined)")
+	f.StringVar(&flags.Hypervisor, "hypervisor", flags.Hypervisor, "auto, libvirt or sim")
+	f.StringVar(&flags.LibvirtSocket, "libvirt-socket", "", "socket of libvirtd")
+	f.StringVar(&flags.LogLevel, "log-level", flags.LogLevel, "trace, debug, info, warn or error")
+	f.StringVar(&flags.LogFormat, "log-format", flags.LogFormat, "text or json")
+	f.BoolVar(&flags.Witness, "witness", false, "the node votes and runs no guests; it must have joined as one")
+	_ = cmd.MarkFlagFilename("config", "hcl")
+	_ = cmd.MarkFlagDirname("data-dir")
+	return cmd
+}
+
+// agentConfig reads the file and lets the flags that were given win.
+func agentConfig(cmd *cobra.Command, file string, flags *nodeConfig) (nodeConfig, error) {
+	config := defaultNodeConfig()
+	if file == "" && fileExists(configDefault) {
+		file = configDefault
+	}
+	if file != "" {
+		var err error
+		if config, err = loadNodeConfig(file); err != nil {
+			return config, err
+		}
+	}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		switch f.Name {
+		case "data-dir":
+			config.DataDir = flags.DataDir
+		case "listen":
+			config.Listen = flags.Listen
+		case "advertise":
+			config.Advertise = flags.Advertise
+		case "hypervisor":
+			config.Hypervisor = flags.Hypervisor
+		case "libvirt-socket":
+			config.LibvirtSocket = flags.LibvirtSocket
+		case "log-level":
+			config.LogLevel = flags.LogLevel
+		case "log-format":
+			config.LogFormat = flags.LogFormat
+		case "witness":
+			config.Witness = flags.Witness
+		}
+	})
+	if dir, err := filepath.Abs(config.DataDir); err == nil {
+		config.DataDir = dir
+	}
+	return config, config.validate()
+}
+
+// guests is what the node does on its machine. A witness has none.
+type guests interface {
+	// Run works until ctx ends. Guests go on.
+	Run(ctx context.Context) error
+	// Console opens the console of a guest that runs here.
+	Console(ctx context.Context, vmID string, replay bool) (io.ReadWriteCloser, error)
+	// ImportImage stores an image of the catalogue here.
+	ImportImage(ctx context.Context, image *api.Image, r io.Reader) error
+	// OpenImage reads an image that is stored here.
+	OpenImage(ctx context.Context, imageID string) (io.ReadCloser, error)
+}
+
+// node is a running agent, with all its parts.
+type node struct {
+	app      *app
+	config   nodeConfig
+	logger   hclog.Logger
+	server   *cluster.Server
+	tunnels  *tunnels
+	gossip   *gossiper
+	stamps   *control.Stamps
+	control  *control.Control
+	renewals *renewals
+	agent    guests // nil on a witness
+	http     *http.Server
+	stopping chan struct{} // closed when streams and waits must end
+	fatal    chan cluster.Fatal
+}
+
+// runAgent is the life of a node: construct, wire, run, and stop in order.
+// ready, unless nil, is called once the node serves.
+func (a *app) runAgent(ctx context.Context, config nodeConfig, ready func(context.Context)) error {
+	n, err := openNode(a, config)
+	if err != nil {
+		return err
+	}
+	err = n.run(ctx, ready)
+	return errors.Join(err, n.stop(err))
+}
+
+// startNode runs the agent of a node that was made just now.
+func (a *app) startNode(ctx context.Context, p placeFlags, ready func(context.Context)) error {
+	config := defaultNodeConfig()
+	config.DataDir, config.Listen, config.Advertise, config.Witness = p.dataDir, p.listen, p.advertise, p.witness
+	if dir, err := filepath.Abs(config.DataDir); err == nil {
+		config.DataDir = dir
+	}
+	return a.runAgent(ctx, config, ready)
+}
+
+// openNode opens the data directory and puts the parts together. Requests are
+// not served yet.
+func openNode(a *app, config nodeConfig) (*node, error) {
+	n := &node{
+		app: a, config: config, logger: config.logger(a),
+		stopping: make(chan struct{}), fatal: make(chan cluster.Fatal, 1),
+	}
+	server, err := cluster.Open(cluster.Config{
+		DataDir: config.DataDir, Listen: config.Listen, Advertise: config.Advertise, LogStore: config.LogStore,
+		Version: version, Logger: n.logger, OnFatal: func(f cluster.Fatal) { n.fatal <- f },
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.server = server
+	if err := n.assemble(); err != nil {
+		ended, cancel := context.WithCancel(context.Background())
+		cancel() // nothing has begun that could be drained
+		return nil, errors.Join(err, server.Shutdown(ended))
+	}
+	return n, nil
+}
+
+// assemble makes the parts that need the server.
+func (n *node) assemble() error {
+	n.tunnels = &tunnels{server: n.server, logger: n.logger.Named("tunnel"), services: map[string]tunnelService{
+		tunnelConsole: n.serveConsole, tunnelImage: n.serveImage, tunnelRenew: n.serveRenewals, tunnelStatus: n.serveStatus,
+	}}
+	n.gossip = &gossiper{server: n.server, logger: n.logger.Named("gossip")}
+	n.renewals = &renewals{node: n}
+	if err := n.newControl(map[string]control.Doer{api.TaskApply: httpd.ApplyParts(n.server)}); err != nil {
+		return err
+	}
+	if err := n.openMachine(); err != nil {
+		return err
+	}
+	handler, err := n.newAPI(newRegistry(n))
+	if err != nil {
+		return err
+	}
+	n.http = httpd.NewServer(handler, n.logger.Named("http"))
+	return nil
+}
+
+// run serves until ctx ends or the process must end.
+func (n *node) run(ctx context.Context, ready func(context.Context)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	group, loops := errgroup.WithContext(context.WithoutCancel(ctx))
+	loops, endLoops := context.WithCancel(loops)
+	defer endLoops()
+	group.Go(n.serveAPI)
+	for _, loop := range []func(context.Context) error{n.tunnels.accept, n.gossip.run, n.stamps.Run, n.lead, n.runGuests} {
+		group.Go(func() error { return loop(loops) })
+	}
+	go n.announce(ctx, ready)
+	var err error
+	select {
+	case <-ctx.Done():
+	case <-loops.Done():
+	case f := <-n.fatal:
+		err = fatalError(f)
+	}
+	n.logger.Info("stopping")
+	_ = notifySystemd(n.app.env, "STOPPING=1") // it finds out anyway
+	n.drain(err)
+	endLoops()
+	return errors.Join(err, group.Wait())
+}
+
+// announce says that the node serves, once it knows a leader and the state.
+func (n *node) announce(ctx context.Context, ready func(context.Context)) {
+	if err := n.server.WaitReady(ctx); err != nil {
+		return // it is stopping
+	}
+	n.logger.Info("ready", "node", n.server.Self().Name, "address", n.server.Self().Address, "cluster", n.server.ClusterID())
+	if err := notifySystemd(n.app.env, "READY=1"); err != nil {
+		n.logger.Warn("the service manager was not told", "error", err)
+	}
+	if ready != nil {
+		ready(ctx)
+	}
+}
+
+// drain takes no new requests, ends streams, and waits for the rest. After a
+// fatal error nothing is waited for.
+func (n *node) drain(fatal error) {
+	close(n.stopping)
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	if fatal != nil {
+		cancel()
+	}
+	if err := n.http.Shutdown(ctx); err != nil {
+		n.logger.Warn("requests were still in progress", "error", err)
+		_ = n.http.Close()
+	}
+}
+
+// runGuests works on the machine until ctx ends.
+func (n *node) runGuests(ctx context.Context) error {
+	defer n.renewals.close()
+	if n.agent == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return n.agent.Run(ctx)
+}
+
+// stop closes the rest, in the order that the cluster knows: leadership,
+// listeners, Raft, stores. After a fatal error the leadership is not handed
+// over: the disk may hang.
+func (n *node) stop(fatal error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	if fatal != nil {
+		cancel()
+	}
+	return n.server.Shutdown(ctx)
+}
+
+// fatalError is the error with which a process ends that must end.
+func fatalError(f cluster.Fatal) error {
+	status := f.ExitStatus
+	if status == cluster.ExitError && api.CodeOf(f.Err) == api.CodeForbidden {
+		status = statusRemoved
+	}
+	return &exitError{status: status, err: f.Err}
+}
+
+// showFirstToken prints how the next machine joins.
+func (a *app) showFirstToken(ctx context.Context, p placeFlags, key string) {
+	c, err := p.client(key)
+	if err == nil {
+		defer c.Close()
+		secret, tokenErr := c.CreateJoinToken(ctx, false)
+		if err = tokenErr; err == nil {
+			a.notef("on the next machine, within %v:\n  debvisor join %s@%s", api.JoinTokenLife, secret.Token, p.advertise)
+			return
+		}
+	}
+	a.notef("no join token could be made: %s", describe(err))
+}

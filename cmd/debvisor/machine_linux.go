@@ -1,0 +1,3 @@
+package main
+
+func (n *node) openMachine() error { return nil }

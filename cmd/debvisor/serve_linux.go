@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/debvisor/debvisor/api"
+	"github.com/debvisor/debvisor/api/httpd"
+	"github.com/debvisor/debvisor/cluster"
+	"github.com/debvisor/debvisor/cluster/journal"
+	"github.com/debvisor/debvisor/fsm"
+)
+
+// newAPI makes the HTTP API of the node.
+func (n *node) newAPI(registry *prometheus.Registry) (*httpd.Server, error) {
+	s, err := httpd.New(httpd.Config{
+		Cluster:       n.server,
+		Journal:       history{n.server.Journal(), n.server},
+		Consoles:      consoles{n},
+		Images:        imageStore{n},
+		Status:        n.clusterStatus,
+		Ready:         n.unready,
+		Placements:    plannedPlacements,
+		Backup:        n.server.Backup,
+		Token:         n.server.NewToken,
+		Registry:      registry,
+		LeaderContact: n.leaderContact,
+		Node:          n.server.Self().Name,
+		Version:       version,
+		Shutdown:      n.stopping,
+		Logger:        n.logger.Named("http"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("prepare the API: %w", err)
+	}
+	return s, nil
+}
+
+// serveAPI answers until the listener closes.
+func (n *node) serveAPI() error {
+	err := n.http.Serve(n.server.HTTP())
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return fmt.Errorf("serve the API: %w", err)
+}
+
+// leaderContact is the time since this node heard of its leader.
+func (n *node) leaderContact() time.Duration {
+	stats := n.server.Stats()
+	if stats.Leader.ID == "" {
+		return time.Hour // nobody leads: nothing is trusted for stale reads
+	}
+	return stats.LastContact
+}
+
+// history is the journal as the API reads it.
+type history struct {
+	*journal.Journal
+	server *cluster.Server
+}
+
+// At implements httpd.Journal.
+func (h history) At(ctx context.Context, kind, key string, index uint64) (json.RawMessage, bool, error) {
+	m, err := h.Journal.At(ctx, kind, key, index)
+	return m.Row, m.Known, err
+}
+
+// Verify implements httpd.Journal.
+func (h history) Verify(ctx context.Context, progress func(records uint64)) (api.AuditReport, error) {
+	v, err := h.server.VerifyJournal(ctx, progress)
+	return api.AuditReport{Records: v.Records, Done: err == nil, First: v.First, Last: v.Last, Head: v.Head}, err
+}
+
+// consoleRequest is the argument of the tunnel service "console".
+type consoleRequest struct {
+	VM     string `json:"vm"` // ID
+	Replay bool   `json:"replay,omitzero"`
+}
+
+// consoles opens consoles here, or through a tunnel on the node that runs the
+// guest.
+type consoles struct{ n *node }
+
+// Open implements httpd.Consoles.
+func (c consoles) Open(ctx context.Context, vm *api.VM, instance *api.Instance, replay bool) (io.ReadWriteCloser, error) {
+	in := consoleRequest{VM: vm.ID, Replay: replay}
+	if instance.Owner == c.n.server.Self().Name {
+		return c.n.openConsole(ctx, in)
+	}
+	return c.n.tunnels.dial(ctx, instance.Owner, tunnelConsole, in)
+}
+
+func (n *node) openConsole(ctx context.Context, in consoleRequest) (io.ReadWriteCloser, error) {
+	if n.agent == nil {
+		return nil, api.Errorf(api.CodeConflict, "this node is a witness and runs no guests")
+	}
+	return n.agent.Console(ctx, in.VM, in.Replay)
+}
+
+// serveConsole is the tunnel service that opens a console for another node.
+func (n *node) serveConsole(ctx context.Context, _ string, argument json.RawMessage) (func(context.Context, net.Conn), error) {
+	var in consoleRequest
+	if err := json.Unmarshal(argument, &in); err != nil {
+		return nil, api.Invalid("argument", "is no console request")
+	}
+	console, err := n.openConsole(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	return func(_ context.Context, conn net.Conn) { copyBoth(conn, console) }, nil
+}
+
+// imageStore stores uploaded images on this node.
+type imageStore struct{ n *node }
+
+// Import implements httpd.Images.
+func (s imageStore) Import(ctx context.Context, image *api.Image, r io.Reader) error {
+	if s.n.agent == nil {
+		return api.Errorf(api.CodeUnavailable, "this node is a witness and stores no images").Do("upload through another node")
+	}
+	return s.n.agent.ImportImage(ctx, image, r)
+}
+
+// fetchImage reads an image from the node of that name.
+func (n *node) fetchImage(ctx context.Context, from, imageID string) (io.ReadCloser, error) {
+	return n.tunnels.dial(ctx, from, tunnelImage, imageID)
+}
+
+// serveImage is the tunnel service that sends an image to another node.
+func (n *node) serveImage(ctx context.Context, _ string, argument json.RawMessage) (func(context.Context, net.Conn), error) {
+	var id string
+	if err := json.Unmarshal(argument, &id); err != nil {
+		return nil, api.Invalid("argument", "is no image")
+	}
+	if n.agent == nil {
+		return nil, api.Errorf(api.CodeNotFound, "this node is a witness and stores no images")
+	}
+	image, err := n.agent.OpenImage(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return func(_ context.Context, conn net.Conn) {
+		defer image.Close()
+		if _, err := io.Copy(conn, image); err != nil {
+			n.logger.Warn("an image was not sent to its end", "image", id, "error", err)
+		}
+	}, nil
+}
+
+// unready is why this node should get no requests, if it should not.
+func (n *node) unready() []string {
+	reasons := n.server.Unready()
+	select {
+	case <-n.stopping:
+		return append(reasons, "the node is stopping")
+	default:
+	}
+	row := fsm.Nodes.Get(n.server.State().Read(), n.server.Self().Name)
+	if row != nil && !row.Witness && row.Hypervisor.Driver != "" && !row.Hypervisor.Healthy {
+		reasons = append(reasons, "hypervisor: "+row.Hypervisor.Reason)
+	}
+	return reasons
+}
