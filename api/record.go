@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"strconv"
 	"time"
 )
 
@@ -64,8 +65,64 @@ type Record struct {
 }
 
 // Canonical is the encoding that the chain runs over: the record's JSON with a
-// zero hash.
+// zero hash. It is byte for byte what json.Marshal gives, without looking again
+// at the rows, which were encoded when they were written.
 func (r *Record) Canonical() []byte {
+	size := 512 + len(r.Message)
+	for i := range r.Changes {
+		c := &r.Changes[i]
+		if !plainJSON(c.Before) || !plainJSON(c.After) {
+			return r.marshal()
+		}
+		size += len(c.Before) + len(c.After) + len(c.Kind) + len(c.Key) + 64
+	}
+	b := append(make([]byte, 0, size), `{"index":`...)
+	b = strconv.AppendUint(b, r.Index, 10)
+	b = strconv.AppendUint(append(b, `,"term":`...), r.Term, 10)
+	b, err := r.Time.AppendText(append(b, `,"time":"`...))
+	if err != nil {
+		return r.marshal()
+	}
+	b = appendJSONString(append(b, `","op":`...), r.Op)
+	for _, f := range []struct{ name, value string }{
+		{`,"by":`, r.By}, {`,"request_id":`, r.RequestID}, {`,"code":`, string(r.Code)}, {`,"message":`, r.Message}, {`,"digest":`, r.Digest},
+	} {
+		if f.value != "" {
+			b = appendJSONString(append(b, f.name...), f.value)
+		}
+	}
+	b = r.appendChanges(b)
+	return append(b, `,"hash":"`+zeroHash+`"}`...)
+}
+
+// zeroHash is the zero Hash in hexadecimal digits.
+const zeroHash = "0000000000000000000000000000000000000000000000000000000000000000"
+
+func (r *Record) appendChanges(b []byte) []byte {
+	if r.Changes == nil {
+		return b
+	}
+	b = append(b, `,"changes":[`...)
+	for i := range r.Changes {
+		c := &r.Changes[i]
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendJSONString(append(b, `{"kind":`...), c.Kind)
+		b = appendJSONString(append(b, `,"key":`...), c.Key)
+		if c.Before != nil {
+			b = append(append(b, `,"before":`...), c.Before...)
+		}
+		if c.After != nil {
+			b = append(append(b, `,"after":`...), c.After...)
+		}
+		b = append(b, '}')
+	}
+	return append(b, ']')
+}
+
+// marshal is Canonical in the general way.
+func (r *Record) marshal() []byte {
 	c := *r
 	c.Hash = Hash{}
 	b, err := json.Marshal(&c)
@@ -73,6 +130,46 @@ func (r *Record) Canonical() []byte {
 		panic("encode journal record: " + err.Error()) // only raw messages that are not JSON; Apply made them
 	}
 	return b
+}
+
+// plainJSON reports whether json.Marshal would copy raw as it is: an encoded
+// object without white space between its parts, and with nothing that it
+// escapes for HTML. What it made itself is so.
+func plainJSON(raw []byte) bool {
+	if raw == nil {
+		return true
+	}
+	if len(raw) < 2 || raw[0] != '{' || raw[len(raw)-1] != '}' {
+		return false
+	}
+	quoted := false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case c == '"':
+			quoted = !quoted
+		case c == '\\':
+			i++ // whatever follows is part of a string
+		case c <= ' ' && !(quoted && c == ' '), c == '<', c == '>', c == '&', c == 0xE2:
+			return false // the last begins U+2028, among others
+		}
+	}
+	return !quoted
+}
+
+// appendJSONString appends s as json.Marshal would.
+func appendJSONString(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			encoded, err := json.Marshal(s)
+			if err != nil {
+				panic("encode a string: " + err.Error()) // json.Marshal encodes every string
+			}
+			return append(b, encoded...)
+		}
+	}
+	b = append(b, '"')
+	b = append(b, s...)
+	return append(b, '"')
 }
 
 // Chain is the hash of this record after the one before it.
