@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	"github.com/debvisor/debvisor/api"
@@ -61,10 +62,98 @@ func DecodeEntry(raw []byte) (*Entry, error) {
 		return nil, ErrUpgrade
 	}
 	e := &Entry{}
+	if e.scan(raw[1:]) {
+		return e, nil
+	}
+	*e = Entry{}
 	if err := decodeStrict(raw[1:], e); err != nil {
 		return nil, fmt.Errorf("%w (%w)", ErrUpgrade, err)
 	}
 	return e, nil
+}
+
+// scan reads an entry in the form that Encode gives it, and reports whether it
+// has that form; any other is left to the general way. The body stays where it
+// is: raw must not be written into.
+func (e *Entry) scan(raw []byte) bool {
+	s := scanner{rest: raw}
+	s.want(`{"op":"`)
+	e.Op = s.text()
+	s.want(`,"time":"`)
+	if at := s.text(); !s.odd {
+		s.odd = e.Time.UnmarshalText([]byte(at)) != nil
+	}
+	if s.has(`,"by":"`) {
+		e.By = s.text()
+	}
+	if s.has(`,"request_id":"`) {
+		e.RequestID = s.text()
+	}
+	if s.has(`,"auth":{"key":"`) {
+		e.Auth = &Auth{Key: s.text()}
+		s.want(`,"revision":`)
+		e.Auth.Revision = s.number()
+		s.want(`}`)
+	}
+	s.want(`,"body":`)
+	if s.odd || len(s.rest) == 0 || s.rest[len(s.rest)-1] != '}' {
+		return false
+	}
+	e.Body = s.rest[: len(s.rest)-1 : len(s.rest)-1]
+	return json.Valid(e.Body) && !spaced(e.Body)
+}
+
+// spaced reports whether white space surrounds raw, which the general way
+// leaves out.
+func spaced(raw []byte) bool { return raw[0] <= ' ' || raw[len(raw)-1] <= ' ' }
+
+// scanner reads the parts of an encoded entry one after the other. Once it has
+// met something odd it stays so.
+type scanner struct {
+	rest []byte
+	odd  bool
+}
+
+func (s *scanner) has(part string) bool {
+	if s.odd || len(s.rest) < len(part) || string(s.rest[:len(part)]) != part {
+		return false
+	}
+	s.rest = s.rest[len(part):]
+	return true
+}
+
+func (s *scanner) want(part string) { s.odd = !s.has(part) || s.odd }
+
+// text reads the rest of a string and its closing quote, if it is printable
+// ASCII without escapes.
+func (s *scanner) text() string {
+	for i, c := range s.rest {
+		if s.odd || c < ' ' || c >= 0x7f || c == '\\' {
+			break
+		}
+		if c == '"' {
+			text := string(s.rest[:i])
+			s.rest = s.rest[i+1:]
+			return text
+		}
+	}
+	s.odd = true
+	return ""
+}
+
+// number reads digits that make a uint64.
+func (s *scanner) number() uint64 {
+	n := 0
+	for n < len(s.rest) && s.rest[n] >= '0' && s.rest[n] <= '9' {
+		n++
+	}
+	v, err := strconv.ParseUint(string(s.rest[:n]), 10, 64)
+	if err != nil || n > 1 && s.rest[0] == '0' {
+		s.odd = true
+		return 0
+	}
+	s.rest = s.rest[n:]
+	return v
 }
 
 // decodeStrict decodes one JSON value and refuses unknown fields and what

@@ -43,13 +43,14 @@ type batch struct {
 	base     *memdb.Txn        // the state before the batch: reads by key need no copy of the tree
 	txn      *memdb.Txn        // all writes so far
 	written  map[rowRef]anyRow // rows of this batch; nil for a deleted one
+	read     map[rowRef]any    // what base has, for the rows that were looked at
 	sys      system
 	tx       *Tx // of the entry being applied
 }
 
 func newBatch(r *registry, gen *generation) *batch {
 	base := gen.db.Txn(false)
-	return &batch{registry: r, gen: gen, base: base, txn: gen.db.Txn(true), written: map[rowRef]anyRow{}, sys: *readSystem(base)}
+	return &batch{registry: r, gen: gen, base: base, txn: gen.db.Txn(true), written: map[rowRef]anyRow{}, read: map[rowRef]any{}, sys: *readSystem(base)}
 }
 
 func (b *batch) commit() {
@@ -67,16 +68,21 @@ func (b *batch) insert(table string, raw any) {
 func (tx *Tx) reader() *memdb.Txn { return tx.b.txn }
 
 func (tx *Tx) row(table, key string) any {
-	if r, ok := tx.b.written[rowRef{table, key}]; ok {
+	ref := rowRef{table, key}
+	if r, ok := tx.b.written[ref]; ok {
 		if r == nil {
 			return nil
 		}
 		return r
 	}
+	if raw, ok := tx.b.read[ref]; ok {
+		return raw
+	}
 	raw, err := tx.b.base.First(table, indexID, key)
 	if err != nil {
 		panic(err)
 	}
+	tx.b.read[ref] = raw
 	return raw
 }
 
