@@ -178,7 +178,7 @@ func (n *node) assemble() error {
 	}}
 	n.gossip = &gossiper{server: n.server, logger: n.logger.Named("gossip")}
 	n.renewals = &renewals{node: n}
-	if err := n.newControl(map[string]control.Doer{api.TaskApply: httpd.ApplyParts(n.server)}); err != nil {
+	if err := n.newControl(map[string]control.Doer{api.TaskApply: httpd.ApplyParts(replica{n.server})}); err != nil {
 		return err
 	}
 	if err := n.openMachine(); err != nil {

@@ -22,7 +22,7 @@ import (
 // newAPI makes the HTTP API of the node.
 func (n *node) newAPI(registry *prometheus.Registry) (*httpd.Server, error) {
 	s, err := httpd.New(httpd.Config{
-		Cluster:       n.server,
+		Cluster:       replica{n.server},
 		Journal:       history{n.server.Journal(), n.server},
 		Consoles:      consoles{n},
 		Images:        imageStore{n},
