@@ -238,5 +238,5 @@ func NewServer(h http.Handler, log hclog.Logger) *http.Server {
 
 // isAPI reports whether a path belongs to the API rather than the panel.
 func isAPI(path string) bool {
-	return path == "/v1" || strings.HasPrefix(path, "/v1/") || strings.HasPrefix(path, "/health") || path == "/metrics"
+	return path == "/v1" || strings.HasPrefix(path, "/v1/") || strings.HasPrefix(path, "/health") || strings.HasPrefix(path, "/metrics")
 }

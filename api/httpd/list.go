@@ -134,7 +134,7 @@ func (x *exchange) list(res resourceOf, in *listInput) error {
 
 func (s *Server) kindSubject(res resourceOf) subject {
 	name := res.kind().Name
-	return subject{watch: res.watch,
+	return subject{watch: res.watch, exact: true,
 		moved: func(*fsm.View, uint64) (bool, bool) { return false, false },
 		about: func(c api.Change) bool { return c.Kind == name }}
 }

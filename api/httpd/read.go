@@ -57,6 +57,7 @@ func (x *exchange) barrier(o ReadOptions) (*fsm.View, error) {
 // subject is what a read waits for.
 type subject struct {
 	watch func(*fsm.View) <-chan struct{}
+	exact bool // the watch wakes for the subject alone, never for its neighbours
 	// moved tells from the view alone whether the subject changed after index;
 	// sure is false when only the records can tell.
 	moved func(view *fsm.View, index uint64) (changed, sure bool)
@@ -85,38 +86,52 @@ func (x *exchange) read(o ReadOptions, about subject) (*fsm.View, error) {
 	return x.await(o.Index, about, timer.C)
 }
 
-// await blocks until the subject changed after index. The view is taken before
-// the records are looked at, and a record may appear a moment after the rows
-// that it tells of; so a state that is newer than index is looked at again
-// once the next entry has been applied. From then on the watch is enough.
+// await blocks until the subject changed after index.
 func (x *exchange) await(index uint64, about subject, timeout <-chan time.Time) (*fsm.View, error) {
 	state := x.s.cfg.Cluster.State()
-	advanced := state.Advanced()
-	view := state.Read()
-	changed, revoked := about.watch(view), x.keyWatch(view)
-	if x.changedSince(view, index, about) {
-		return view, nil
+	for {
+		advanced := state.Advanced()
+		view := state.Read()
+		changed := about.watch(view)
+		if x.changedSince(view, index, about) {
+			return x.fresh()
+		}
+		done, err := x.sleep(view, changed, advanced, timeout, func() bool { return x.changedSince(view, index, about) })
+		if err != nil {
+			return nil, err
+		}
+		if done || about.exact {
+			return x.fresh()
+		}
 	}
+}
+
+// sleep blocks until the watch wakes, and is done when there is no need to
+// look whether the subject changed. A record may appear a moment after the
+// rows that it tells of; so once the next entry has been applied, late looks
+// again whether the view was newer than the index already.
+func (x *exchange) sleep(view *fsm.View, changed, advanced <-chan struct{}, timeout <-chan time.Time, late func() bool) (done bool, err error) {
+	revoked := x.keyWatch(view)
 	for {
 		select {
 		case <-changed:
-			return x.fresh()
+			return false, nil
 		case <-advanced:
-			if advanced = nil; x.changedSince(view, index, about) {
-				return x.fresh()
+			if advanced = nil; late() {
+				return true, nil
 			}
 		case <-revoked:
-			view := state.Read()
-			if err := x.stillIn(view); err != nil {
-				return nil, err
+			now := x.s.cfg.Cluster.State().Read()
+			if err := x.stillIn(now); err != nil {
+				return false, err
 			}
-			revoked = x.keyWatch(view)
+			revoked = x.keyWatch(now)
 		case <-timeout:
-			return x.fresh()
+			return true, nil
 		case <-x.s.cfg.Shutdown:
-			return nil, api.Errorf(api.CodeUnavailable, "this node is shutting down").Do("ask another node")
+			return false, api.Errorf(api.CodeUnavailable, "this node is shutting down").Do("ask another node")
 		case <-x.ctx().Done():
-			return nil, x.ctx().Err()
+			return false, x.ctx().Err()
 		}
 	}
 }

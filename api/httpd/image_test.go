@@ -1,0 +1,155 @@
+package httpd_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/debvisor/debvisor/api"
+	"github.com/debvisor/debvisor/api/httpd"
+	"github.com/debvisor/debvisor/fsm"
+)
+
+func (s *server) image(content string) {
+	s.tb.Helper()
+	s.want(201, "PUT", "/v1/images/tiny", fmt.Sprintf(`{"format":"raw","sha256":"%x","size_bytes":%d}`, sha256.Sum256([]byte(content)), len(content)))
+}
+
+func TestAnImageIsUploaded(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	octets := []string{"Content-Type", "application/octet-stream"}
+	s.want(404, "PUT", "/v1/images/tiny/content", "hello", octets...)
+	s.image("hello")
+	s.want(200, "PUT", "/v1/images/tiny/content", "hello", octets...)
+	if s.imported.String() != "hello" {
+		t.Fatalf("got %q", s.imported.String())
+	}
+	s.want(415, "PUT", "/v1/images/tiny/content", "hello")
+	s.want(400, "PUT", "/v1/images/tiny/content", "hell", octets...)
+	for _, body := range []io.Reader{strings.NewReader("hell"), endless{}} {
+		req := s.request("PUT", "/v1/images/tiny/content", "x", octets...)
+		req.Body, req.ContentLength = io.NopCloser(body), -1
+		if resp, err := http.DefaultTransport.RoundTrip(req); err == nil {
+			if resp.StatusCode != 400 {
+				t.Errorf("%T: got %d", body, resp.StatusCode)
+			}
+			_ = resp.Body.Close()
+		}
+		if s.imported.Len() > 6 {
+			t.Errorf("%T: read %d bytes", body, s.imported.Len())
+		}
+	}
+}
+
+func TestABackupSaysWhenItIsComplete(t *testing.T) {
+	t.Parallel()
+	fail := false
+	s := newServer(t, func(c *httpd.Config) {
+		whole := c.Backup
+		c.Backup = func(ctx context.Context, w io.Writer, passphrase string) error {
+			if err := whole(ctx, w, passphrase); err != nil || !fail {
+				return err
+			}
+			_, _ = w.Write(bytes.Repeat([]byte("x"), 1<<20))
+			return api.Errorf(api.CodeUnavailable, "the disk broke")
+		}
+	})
+	s.want(400, "POST", "/v1/cluster/backup", `{"passphrase":"short"}`)
+	body := `{"passphrase":"correct horse battery"}`
+	get := func() (int, string, error) {
+		resp, err := http.DefaultTransport.RoundTrip(s.request("POST", "/v1/cluster/backup", body))
+		if err != nil {
+			return 0, "", err
+		}
+		defer func() { _ = resp.Body.Close() }()
+		_, err = io.ReadAll(resp.Body)
+		return resp.StatusCode, resp.Trailer.Get("X-Debvisor-Complete"), err
+	}
+	if status, complete, err := get(); status != 200 || complete != "true" || err != nil {
+		t.Fatalf("got %d, complete %q, %v", status, complete, err)
+	}
+	fail = true
+	if _, complete, err := get(); err == nil || complete == "true" {
+		t.Fatalf("a broken backup: complete %q, %v", complete, err)
+	}
+}
+
+// manyVMs fills a cluster with n VMs.
+func manyVMs(tb testing.TB, s *server, n int) {
+	tb.Helper()
+	batch := make([]fsm.Committed, 0, 256)
+	index := s.f.Index()
+	for i := range n {
+		vm := api.VM{Meta: api.Meta{Name: fmt.Sprintf("vm-%05d", i), Tenant: "default", Labels: map[string]string{"role": "web", "number": fmt.Sprint(i % 100)}},
+			CPUs: 2, MemoryBytes: api.GiB, Description: strings.Repeat("d", 100)}
+		e, err := fsm.VMs.Put(&vm)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		e.Time = time.Now()
+		raw, err := e.Encode()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		index++
+		if batch = append(batch, fsm.Committed{Index: index, Term: 1, Data: raw}); len(batch) == cap(batch) || i == n-1 {
+			if _, _, err := s.f.ApplyBatch(batch); err != nil {
+				tb.Fatal(err)
+			}
+			batch = batch[:0]
+		}
+	}
+}
+
+// TestALongListIsOnePage lists 20,000 VMs; the benchmark measures the time.
+func TestALongListIsOnePage(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	manyVMs(t, s, 20_000)
+	var page struct {
+		Items []api.Meta `json:"items"`
+		Next  string     `json:"next"`
+	}
+	s.want(200, "GET", "/v1/vms?limit=50000", "").into(t, &page)
+	if len(page.Items) != 20_000 || page.Next != "" {
+		t.Fatalf("got %d, next %q", len(page.Items), page.Next)
+	}
+	s.want(200, "GET", "/v1/vms?label=number=7&limit=1000", "").into(t, &page)
+	if len(page.Items) != 200 {
+		t.Fatalf("got %d", len(page.Items))
+	}
+}
+
+func BenchmarkList20000VMs(b *testing.B) {
+	s := newServer(b)
+	manyVMs(b, s, 20_000)
+	req := s.request("GET", "/v1/vms?limit=50000", "")
+	for b.Loop() {
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		n, err := io.Copy(io.Discard, resp.Body)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.SetBytes(n)
+		_ = resp.Body.Close()
+	}
+}
+
+func BenchmarkPut(b *testing.B) {
+	s := newServer(b)
+	i := 0
+	for b.Loop() {
+		i++
+		s.want(201, "PUT", fmt.Sprintf("/v1/networks/n-%d", i), netBody)
+	}
+}
