@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -41,9 +42,11 @@ type Node struct {
 	Dir     string
 	Address string // host:port
 
-	c       *Cluster
-	process *Process // when the harness started it; nil: dev did
-	wrap    []string // program and arguments in front of the agent's
+	c    *Cluster
+	wrap []string // program and arguments in front of the agent's
+
+	mu      sync.Mutex // guards process
+	process *Process   // when the harness started it; nil: dev did
 }
 
 // Start starts `debvisor dev` and blocks until it is ready. Everything ends
@@ -104,7 +107,9 @@ func (c *Cluster) Resume(o Options) {
 	c.Shutdown()
 	c.startDev(slices.Concat([]string{"dev", "--nodes", strconv.Itoa(len(c.Nodes)), "--dir", c.Dir, "--hypervisor", "sim"}, o.Args)...)
 	for _, n := range c.Nodes {
+		n.mu.Lock()
 		n.process = nil
+		n.mu.Unlock()
 	}
 }
 
@@ -113,11 +118,13 @@ func (c *Cluster) Shutdown() {
 	c.t.Helper()
 	for _, n := range c.Nodes {
 		n.Continue()
-		if n.process != nil {
-			n.process.Stop(c.t, StopTimeout)
+		if p := n.started(); p != nil {
+			p.Stop(c.t, StopTimeout)
 		}
 	}
-	c.Dev.Stop(c.t, StopTimeout)
+	if c.Dev != nil {
+		c.Dev.Stop(c.t, StopTimeout)
+	}
 }
 
 // cleanUp ends the nodes that survived dev and shows their logs after a

@@ -16,29 +16,27 @@ import (
 	"github.com/debvisor/debvisor/api/client"
 )
 
-// NewNode describes a node that dev did not start. Its data directory and
-// configuration are below dir.
-func (c *Cluster) NewNode(name, dir, address string) *Node {
-	return &Node{Name: name, Dir: dir, Address: address, c: c}
-}
-
-// NodeAt describes a node outside of any `debvisor dev`, which runs behind
-// wrap: a program and its arguments, as "ip netns exec NAME". env is where the
-// cluster answers.
-func NodeAt(t testing.TB, name, dir, address string, env []string, wrap ...string) *Node {
+// Own makes a cluster whose nodes are made and started by the test. env is
+// where it answers, as DIR/env of `debvisor dev` says it.
+func Own(t testing.TB, dir string, env ...string) *Cluster {
 	c := &Cluster{Dir: dir, t: t, Env: env, env: parseEnv(strings.Join(env, "\n"))}
-	return &Node{Name: name, Dir: dir, Address: address, c: c, wrap: wrap}
-}
-
-// ClusterOf makes one cluster of nodes from NodeAt, for its commands and
-// clients. env is where it answers.
-func ClusterOf(t testing.TB, dir string, env []string, nodes ...*Node) *Cluster {
-	c := &Cluster{Dir: dir, t: t, Env: env, env: parseEnv(strings.Join(env, "\n")), Nodes: nodes}
-	for _, n := range nodes {
-		n.c = c
-	}
 	t.Cleanup(c.cleanUp)
 	return c
+}
+
+// Add makes a node of a cluster with a configuration for the simulated
+// hypervisor. Its agent will run behind wrap: a program and its arguments, as
+// "ip netns exec NAME".
+func (c *Cluster) Add(name, address string, wrap ...string) *Node {
+	c.t.Helper()
+	n := &Node{Name: name, Dir: filepath.Join(c.Dir, name), Address: address, c: c, wrap: wrap}
+	text := fmt.Sprintf("data_dir = %q\nlisten = %q\nadvertise = %q\nhypervisor = \"sim\"\nsim {\n  boot_time = \"1s\"\n}\n", n.DataDir(), address, address)
+	err := errors.Join(os.MkdirAll(n.DataDir(), 0o700), os.WriteFile(n.ConfigFile(), []byte(text), 0o600))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.Nodes = append(c.Nodes, n)
+	return n
 }
 
 // DataDir is the node's data directory.
@@ -54,14 +52,24 @@ func (n *Node) LogFile() string { return filepath.Join(n.Dir, "log") }
 func (n *Node) Start() *Process {
 	n.c.t.Helper()
 	words := append(append([]string{}, n.wrap...), Binary(n.c.t), "agent", "--config", n.ConfigFile())
-	n.process = StartProcess(n.c.t, n.LogFile(), nil, words[0], words[1:]...)
+	p := StartProcess(n.c.t, n.LogFile(), nil, words[0], words[1:]...)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.process = p
+	return p
+}
+
+// started is the process that the harness started; nil: dev did.
+func (n *Node) started() *Process {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	return n.process
 }
 
 // pid is the ID of the node's process, which may have ended.
 func (n *Node) pid() (int, error) {
-	if n.process != nil {
-		return n.process.PID(), nil
+	if p := n.started(); p != nil {
+		return p.PID(), nil
 	}
 	raw, err := os.ReadFile(filepath.Join(n.Dir, "pid"))
 	if err != nil {
@@ -127,10 +135,10 @@ func (n *Node) Continue() {
 func (n *Node) Ready(timeout time.Duration) time.Duration {
 	n.c.t.Helper()
 	return Until(n.c.t, timeout, n.Name+" is ready", func() (bool, string) {
-		if n.process != nil {
+		if p := n.started(); p != nil {
 			select {
-			case <-n.process.Ended():
-				n.c.t.Fatalf("%s ended with status %d", n.Name, n.process.cmd.ProcessState.ExitCode())
+			case <-p.Ended():
+				n.c.t.Fatalf("%s ended with status %d", n.Name, p.cmd.ProcessState.ExitCode())
 			default:
 			}
 		}

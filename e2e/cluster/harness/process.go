@@ -37,16 +37,21 @@ func StartProcess(t testing.TB, logName string, env []string, program string, ar
 }
 
 func startProcess(logName string, env []string, program string, args ...string) (*Process, error) {
-	log, err := os.OpenFile(logName, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = log.Close() }()
 	p := &Process{cmd: exec.Command(program, args...), logName: logName, ended: make(chan struct{})}
 	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
 	// Ends with the test binary, in whatever way that ends.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	return p, p.run(&syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM})
+}
+
+// run starts the prepared command with its output in the log.
+func (p *Process) run(attributes *syscall.SysProcAttr) error {
+	log, err := os.OpenFile(p.logName, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.SysProcAttr = attributes
 	started := make(chan error, 1)
 	go func() {
 		// The kernel sends Pdeathsig when the thread that forked ends.
@@ -59,7 +64,7 @@ func startProcess(logName string, env []string, program string, args ...string) 
 			_ = p.cmd.Wait() // what it came to stands in ProcessState
 		}
 	}()
-	return p, <-started
+	return <-started
 }
 
 // PID is the process ID.
