@@ -70,8 +70,9 @@ func (a *app) showStatus(ctx context.Context, c *client.Client, s *api.ClusterSt
 	if a.structured() {
 		return emit(s)
 	}
-	a.printf("cluster %s, region %s: %s\n", s.ClusterID, clean(s.Region), clean(s.Summary))
-	a.printf("leader %s, term %d, index %d, cluster version %d\n\n", clean(dash(s.Leader)), s.Term, s.Index, s.ClusterVersion)
+	a.printf("%s\n", clean(s.Summary))
+	a.printf("leader %s, term %d, index %d, cluster version %d\n", clean(dash(s.Leader)), s.Term, s.Index, s.ClusterVersion)
+	a.printf("region %s, cluster %s\n\n", clean(s.Region), clean(s.ClusterID))
 	t := table{titles: []string{"NODE", "ROLE", "HEALTH", "LEASE", "ADDRESS", "CONTACT", "NOTE"}, keep: []bool{false, true, true, true}}
 	wide := a.format == formatWide
 	if wide {
@@ -104,7 +105,7 @@ func healthText(m *api.Member) string {
 	if m.Healthy {
 		return "ok"
 	}
-	return "down"
+	return "no"
 }
 
 func contactText(m *api.Member) string {

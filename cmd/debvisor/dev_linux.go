@@ -49,8 +49,9 @@ DIR/env          exports of DEBVISOR_ADDR, DEBVISOR_CACERT and DEBVISOR_KEY
 DIR/nodeN/pid    process ID of the node; a node that died or was killed stays
                  dead, unless --respawn is given
 DIR/nodeN/log    what it logs
-DIR/nodeN/agent.hcl   its configuration: debvisor agent --config DIR/nodeN/agent.hcl
-                 starts it by hand
+DIR/nodeN/agent.hcl
+                 its configuration, with which debvisor agent --config starts it
+                 by hand
 
 The nodes share the CPUs and the memory of this machine in equal parts; the
 machines of the simulated hypervisor are made up.`,

@@ -209,8 +209,8 @@ func restoreCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "restore FILE", Short: "Make this machine the first node of a cluster restored from a backup",
 		Long: `Makes this machine the first node of a cluster restored from a backup: its
-state, CA and journal. The former nodes are no members any more and must not run.
-Others join with debvisor node token. --verify only reads the file.`,
+state, CA and journal. The former nodes are no members any more and must not
+run. Others join with debvisor node token. --verify only reads the file.`,
 		Example: "  debvisor cluster restore monday.backup --passphrase-file passphrase\n  debvisor cluster restore monday.backup --verify",
 		Args:    exactly("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -13,7 +13,8 @@ import (
 // Bounds of a table's cells, in columns.
 const (
 	cellGap = 2
-	cellMin = 6 // a cell is never cut shorter to make room
+	cellMin = 6  // a cell is never cut shorter to make room
+	nameMin = 24 // the first cell, by which a person knows the row, gives way last
 )
 
 // table is text in columns. Every cell but those of a wide table is cut where
@@ -63,18 +64,32 @@ func (t *table) shrink(widths []int, limit int) {
 	for _, w := range widths {
 		total += w
 	}
-	for ; total > limit; total-- {
-		widest := -1
-		for i, w := range widths {
-			if w > cellMin && !(i < len(t.keep) && t.keep[i]) && (widest < 0 || w > widths[widest]) {
-				widest = i
-			}
+	for floor := nameMin; total > limit; total-- {
+		widest := t.widest(widths, floor)
+		if widest < 0 && floor == nameMin {
+			floor = cellMin
+			widest = t.widest(widths, floor)
 		}
 		if widest < 0 {
 			return
 		}
 		widths[widest]--
 	}
+}
+
+// widest is the widest column that may still be cut, or -1.
+func (t *table) widest(widths []int, nameFloor int) int {
+	widest := -1
+	for i, w := range widths {
+		floor := cellMin
+		if i == 0 {
+			floor = nameFloor
+		}
+		if w > floor && !(i < len(t.keep) && t.keep[i]) && (widest < 0 || w > widths[widest]) {
+			widest = i
+		}
+	}
+	return widest
 }
 
 // clip cuts s to so many columns, with a mark that something is missing.
