@@ -245,9 +245,6 @@ func (s *step) start(ctx context.Context, task string) error {
 		if e := s.report(ctx, r); e != nil {
 			return e
 		}
-		if waiting(err) && s.a.queue.failures(key{api.KindInstance, s.id}) < 5 {
-			return err
-		}
 		return err
 	}
 	s.a.stats.Starts.Add(1)

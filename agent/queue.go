@@ -133,13 +133,3 @@ func (q *queue) done(ctx context.Context, k key, again time.Duration, err error)
 		delete(q.marks, k)
 	}
 }
-
-// failures is how often the object has failed in a row.
-func (q *queue) failures(k key) int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if m := q.marks[k]; m != nil {
-		return m.failures
-	}
-	return 0
-}

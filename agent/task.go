@@ -38,6 +38,9 @@ func (s *step) carryOut(ctx context.Context) error {
 	case t.Verb != api.TaskRestart:
 		return s.finish(ctx, api.TaskFailed, api.Invalid("verb", "%q is not known to node %s", t.Verb, s.a.cfg.Name))
 	case s.instance.RestartedTask == t.Name && s.executing():
+		if err := s.report(ctx, s.observed()); err != nil {
+			return err
+		}
 		return s.finish(ctx, api.TaskDone, nil)
 	case t.Cancel && s.executing() && t.Percent == 0:
 		return s.finish(ctx, api.TaskCancelled, nil)
