@@ -8,18 +8,21 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev 2>/dev/null
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
 for m in $(cat /etc/modules); do insmod /lib/modules/$m.ko; done
-acpid -c /etc/acpi -e /dev/input/event0 2>/dev/null || acpid -c /etc/acpi 2>/dev/null
+acpid -d -c /etc/acpi >/dev/null 2>&1 &
 hostname tiny
 ip link set lo up
 for nic in /sys/class/net/eth*; do [ -e $nic ] && ip link set ${nic##*/} up; done
 for a in $(cat /proc/cmdline); do case $a in ip=*) ip addr add ${a#ip=} dev eth0 ;; esac; done
+# A seed is a CD-ROM; its drive may show up late.
 for try in 1 2 3 4 5 6 7 8 9 10; do
-  seed=$(findfs LABEL=CIDATA 2>/dev/null) && break
-  [ -e /sys/class/block/sr0 ] || break
+  [ -e /sys/class/block/sr0 ] && break
+  ls /sys/class/scsi_host/* >/dev/null 2>&1 || break
   usleep 200000
 done
-if [ -n "$seed" ] && mount -t iso9660 -o ro $seed /mnt; then
-  echo "SEED-BEGIN"; cat /mnt/meta-data; echo "SEED-END"
+if [ -b /dev/sr0 ] && mount -t iso9660 -o ro /dev/sr0 /mnt && [ -e /mnt/meta-data ]; then
+  echo "SEED-BEGIN"
+  cat /mnt/meta-data
+  echo "SEED-END"
   name=$(sed -n 's/^local-hostname: *//p' /mnt/meta-data | tr -d '"'"'")
   [ -n "$name" ] && hostname "$name"
 fi

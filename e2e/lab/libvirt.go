@@ -317,6 +317,9 @@ func ping(path string) error {
 	if err != nil {
 		return err
 	}
+	if err := conn.SetDeadline(time.Now().Add(startTimeout)); err != nil {
+		return err
+	}
 	client := libvirt.NewWithDialer(dialers.NewAlreadyConnected(conn))
 	if err := client.Connect(); err != nil {
 		return err
