@@ -63,6 +63,24 @@ func importImage(t testing.TB, s plugins.Storage, pool plugins.PoolSpec, path, f
 	return image
 }
 
+// makeBridge makes a bridge where the node's guests look for it.
+func makeBridge(t testing.TB, m *machine, name string) *bridge.Network {
+	t.Helper()
+	ns, err := libvirt.NetNS(m.node.Socket)
+	if err != nil || ns == "" {
+		t.Fatalf("the node's network namespace is %q: %v", ns, err)
+	}
+	network, err := bridge.Open(bridge.Config{ClusterID: m.config.ClusterID, NetNS: ns})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(network.Close)
+	if err := network.Ensure(t.Context(), plugins.NetworkSpec{Bridge: name}); err != nil {
+		t.Fatal(err)
+	}
+	return network
+}
+
 func TestGuestBootsFromAPoolWithSeedAndNetwork(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
@@ -82,18 +100,7 @@ func TestGuestBootsFromAPoolWithSeedAndNetwork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ns, err := libvirt.NetNS(m.node.Socket)
-	if err != nil || ns == "" {
-		t.Fatalf("the node's network namespace is %q: %v", ns, err)
-	}
-	network, err := bridge.Open(bridge.Config{ClusterID: m.config.ClusterID, NetNS: ns})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer network.Close()
-	if err := network.Ensure(t.Context(), plugins.NetworkSpec{Bridge: "dvbr0"}); err != nil {
-		t.Fatal(err)
-	}
+	network := makeBridge(t, m, "dvbr0")
 	spec := m.spec(t)
 	spec.Boot = nil
 	spec.Disks = []plugins.DiskSpec{
@@ -152,7 +159,7 @@ func TestGuestBootsWithUEFI(t *testing.T) {
 	spec := m.spec(t)
 	spec.Firmware = "uefi"
 	spec.MemoryBytes = 256 * api.MiB // the firmware itself takes some 60 MiB
-	for range 2 { // the second start finds the variables of the first
+	for range 2 {                    // the second start finds the variables of the first
 		if err := h.Start(t.Context(), spec); err != nil {
 			t.Fatal(err)
 		}
