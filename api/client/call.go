@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -89,8 +90,9 @@ func (c *Client) do(ctx context.Context, call *call, options ...Option) (Answer,
 // try sends the call to one address after the other until one gives a final
 // answer or the time is over.
 func (c *Client) try(ctx context.Context, call *call, body []byte) (Answer, error) {
-	first, uncertain := int(c.last.Load()), false
-	backoff := backoffMin
+	first, uncertain, backoff := int(c.last.Load()), false, backoffMin
+	began, unreachable, foreign := time.Now(), true, 0
+	var last error
 	for n := 0; ; n++ {
 		at := (first + n) % len(c.addresses)
 		answer, err := c.send(ctx, c.addresses[at], call, body)
@@ -101,19 +103,39 @@ func (c *Client) try(ctx context.Context, call *call, body []byte) (Answer, erro
 		if call.method != http.MethodGet && call.plan == nil && mayHaveHappened(err) {
 			uncertain = true
 		}
-		if ctx.Err() != nil {
-			return answer, final(err, call.requestID, uncertain)
+		if last == nil || ctx.Err() == nil {
+			last = err // what the nodes said tells more than that the time is over
+		}
+		if unreachable = unreachable && dialFailed(err); isForeign(err) {
+			foreign++
+		}
+		if ctx.Err() != nil || foreign == len(c.addresses) || unreachable && time.Since(began) > unreachableMax {
+			return answer, final(last, call.requestID, uncertain)
 		}
 		if (n+1)%len(c.addresses) != 0 {
 			continue
 		}
 		select {
 		case <-time.After(backoff/2 + mathrand.N(backoff/2)):
-			backoff = min(2*backoff, backoffMax)
+			backoff, foreign = min(2*backoff, backoffMax), 0
 		case <-ctx.Done():
-			return answer, final(err, call.requestID, uncertain)
+			return answer, final(last, call.requestID, uncertain)
 		}
 	}
+}
+
+// isForeign reports whether what answered is no node of this cluster: trying
+// again changes nothing.
+func isForeign(err error) bool {
+	var certificate *tls.CertificateVerificationError
+	return errors.As(err, &certificate)
+}
+
+// dialFailed reports whether nobody listens at the address.
+func dialFailed(err error) bool {
+	var f *failure
+	var op *net.OpError
+	return errors.As(err, &f) && errors.As(f.err, &op) && op.Op == "dial"
 }
 
 // retryable reports whether another try, perhaps elsewhere, may succeed.
@@ -134,8 +156,7 @@ func retryable(err error) bool {
 func mayHaveHappened(err error) bool {
 	var f *failure
 	if errors.As(err, &f) {
-		var op *net.OpError
-		return !(errors.As(f.err, &op) && op.Op == "dial")
+		return !dialFailed(err) && !isForeign(err)
 	}
 	return api.CodeOf(err) == api.CodeUnknown
 }

@@ -33,7 +33,8 @@ const (
 	backoffMin      = 50 * time.Millisecond
 	backoffMax      = time.Second
 	dialTimeout     = 5 * time.Second
-	headerTimeout   = time.Minute // until the answer begins, for calls that do not wait
+	unreachableMax  = 10 * time.Second // while no address has anybody listening
+	deleteTriesMax  = 3                // of a deletion of whatever revision is there
 )
 
 // Config says where the cluster is and who asks.
@@ -164,8 +165,7 @@ func final(err error, requestID string, sent bool) error {
 	if sent {
 		code, next = api.CodeUnknown, "look whether it happened, or repeat it with the same request ID"
 	}
-	var unknown *tls.CertificateVerificationError
-	if errors.As(err, &unknown) {
+	if isForeign(err) {
 		next = "check the CA certificate: it is not the one of this cluster, or the address is not in the node's certificate"
 	}
 	out := api.Errorf(code, "no answer: %v", cause(err)).Do("%s", next)

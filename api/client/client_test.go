@@ -128,7 +128,7 @@ func TestAnotherAddressAnswers(t *testing.T) {
 func TestAWrongCAIsNamed(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(http.ResponseWriter, *http.Request) {})
-	c, err := client.New(client.Config{Addresses: []string{s.URL}, Timeout: 200 * time.Millisecond})
+	c, err := client.New(client.Config{Addresses: []string{s.URL}, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -180,14 +180,31 @@ func (r Objects[T, P]) Put(ctx context.Context, v *T, options ...Option) (*T, er
 }
 
 // Delete deletes the revision modified, or whatever is there when it is 0.
+// That revision is read first, so that a repetition names the same one.
 func (r Objects[T, P]) Delete(ctx context.Context, tenant, name string, modified uint64, options ...Option) error {
-	call := r.named(http.MethodDelete, tenant, name)
-	call.header.Set("If-Match", "*")
-	if modified != 0 {
-		call.header.Set("If-Match", etag(modified))
+	for tries := 1; ; tries++ {
+		revision := modified
+		if revision == 0 {
+			v, _, err := r.Get(ctx, tenant, name, ReadOptions{})
+			if err != nil {
+				return err
+			}
+			revision = P(v).Head().Modified
+		}
+		call := r.named(http.MethodDelete, tenant, name)
+		call.header.Set("If-Match", etag(revision))
+		_, err := r.c.do(ctx, call, options...)
+		if api.CodeOf(err) == api.CodeConflict && modified == 0 && tries < deleteTriesMax && !r.is(ctx, tenant, name, revision) {
+			continue
+		}
+		return err
 	}
-	_, err := r.c.do(ctx, call, options...)
-	return err
+}
+
+// is reports whether the object is at that revision.
+func (r Objects[T, P]) is(ctx context.Context, tenant, name string, revision uint64) bool {
+	v, _, err := r.Get(ctx, tenant, name, ReadOptions{})
+	return err == nil && P(v).Head().Modified == revision
 }
 
 // Watch yields the whole list now and after every change, until ctx ends or

@@ -64,15 +64,16 @@ func TestBadBodiesAreRefused(t *testing.T) {
 	}
 }
 
-func TestBadHeadersAndPathsAreRefused(t *testing.T) {
-	t.Parallel()
-	s := newServer(t)
+// badRequest is a request that must be answered with a status.
+type badRequest struct {
+	status       int
+	method, path string
+	headers      []string
+}
+
+func badRequests() []badRequest {
 	long := strings.Repeat("a", 64)
-	for _, c := range []struct {
-		status       int
-		method, path string
-		headers      []string
-	}{
+	return []badRequest{
 		{415, "PUT", "/v1/vms/web", []string{"Content-Type", ""}},
 		{415, "PUT", "/v1/vms/web", []string{"Content-Type", "application/x-www-form-urlencoded"}},
 		{415, "PUT", "/v1/vms/web", []string{"Content-Type", "text/plain"}},
@@ -128,7 +129,13 @@ func TestBadHeadersAndPathsAreRefused(t *testing.T) {
 		{400, "GET", "/v1/diff/vm/web", nil},
 		{400, "GET", "/v1/diff/vm/web?from=yesterday", nil},
 		{400, "GET", "/v1/events?kind=none", nil},
-	} {
+	}
+}
+
+func TestBadHeadersAndPathsAreRefused(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	for _, c := range badRequests() {
 		body := ""
 		if c.method == "PUT" {
 			body = vmBody("web")
