@@ -191,15 +191,3 @@ func TestTheImagesOfQemuImgAreTaken(t *testing.T) {
 		}
 	}
 }
-
-func FuzzImportNeverPanics(f *testing.F) {
-	f.Add(plugintest.QCOW2(uint64(api.MiB), nil))
-	f.Add([]byte("QFI\xfb"))
-	f.Fuzz(func(t *testing.T, content []byte) {
-		for _, format := range []string{api.FormatQCOW2, api.FormatRaw} {
-			if size, err := plugins.InspectImage(bytes.NewReader(content), int64(len(content)), format); err == nil && size < 0 {
-				t.Errorf("accepted with size %d", size)
-			}
-		}
-	})
-}

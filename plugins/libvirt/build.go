@@ -64,8 +64,8 @@ func checkSpec(spec plugins.DomainSpec, clusterID string) error {
 		if !filepath.IsAbs(b.Kernel) || b.Initrd != "" && !filepath.IsAbs(b.Initrd) {
 			return wrong("boot", "its files are not absolute paths")
 		}
-		if len(b.Args) > kernelArgsLimit {
-			return wrong("boot.args", "has %d bytes", len(b.Args)).Allow("at most %d", kernelArgsLimit)
+		if len(b.Args) > api.KernelArgsMax {
+			return wrong("boot.args", "has %d bytes", len(b.Args)).Allow("at most %d", api.KernelArgsMax)
 		}
 	}
 	for i, d := range spec.Disks {

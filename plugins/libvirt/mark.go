@@ -43,8 +43,6 @@ type wantedNIC struct {
 	Bridge string `xml:"bridge,attr"`
 }
 
-const kernelArgsLimit = api.KernelArgsMax
-
 // hash is the fingerprint of the essentials, stored beside them so that an
 // edit of the mark itself shows.
 func (w wanted) hash() string {
