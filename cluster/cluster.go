@@ -92,7 +92,14 @@ type Config struct {
 	// node that was removed. By default it prints the reason and exits.
 	OnFatal func(Fatal)
 
-	// WrapLog and FailJournal put faults between the node and its disk, for tests.
+	// CommitDeadline is how long a leader may fail to commit anything before its
+	// process ends; 0: 10 s.
+	CommitDeadline time.Duration
+
+	// Dial opens TCP connections to other nodes instead of net.Dialer. WrapLog
+	// and FailJournal stand between the node and its disk. All three let tests
+	// put faults there.
+	Dial        func(ctx context.Context, address string) (net.Conn, error)
 	WrapLog     func(raft.LogStore) raft.LogStore
 	FailJournal func() error
 }
@@ -126,6 +133,7 @@ type Server struct {
 	reads  rounds
 	health healthTable
 	joins  joinLimiter
+	moved  addresses
 
 	notify    chan bool
 	leading   leadership
@@ -176,6 +184,14 @@ func (c Config) withDefaults() Config {
 	}
 	if c.StoreDeadline == 0 {
 		c.StoreDeadline = storeDeadline
+	}
+	if c.CommitDeadline == 0 {
+		c.CommitDeadline = noopDeadline
+	}
+	if c.Dial == nil {
+		c.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return (&net.Dialer{KeepAlive: tcpKeepalive}).DialContext(ctx, "tcp", address)
+		}
 	}
 	if c.OnFatal == nil {
 		c.OnFatal = func(f Fatal) {
@@ -230,7 +246,7 @@ func (s *Server) openPort() error {
 	s.http = s.mux.listen(ProtocolHTTP1, ProtocolHTTP2)
 	s.gossip = s.mux.listen(ProtocolGossip)
 	s.tunnel = s.mux.listen(ProtocolTunnel)
-	s.dialer = &dialer{trust: s.trust, cert: s.cert.Load}
+	s.dialer = &dialer{trust: s.trust, cert: s.cert.Load, tcp: s.cfg.Dial}
 	s.peers = &clients{dial: s.DialNode, byID: map[string]*grpc.ClientConn{}}
 	return nil
 }

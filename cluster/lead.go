@@ -219,7 +219,7 @@ func (s *Server) proveCommits(ctx context.Context) {
 // commitsInTime commits a barrier. If that fails for the whole deadline while
 // this node still leads, the process ends.
 func (s *Server) commitsInTime(ctx context.Context) bool {
-	deadline := time.Now().Add(noopDeadline)
+	deadline := time.Now().Add(s.cfg.CommitDeadline)
 	for {
 		err := s.barrier(ctx, time.Until(deadline))
 		if err == nil {
@@ -229,7 +229,7 @@ func (s *Server) commitsInTime(ctx context.Context) bool {
 			return false
 		}
 		if time.Now().After(deadline) {
-			s.end(Fatal{ExitStatus: ExitRestart, Err: fmt.Errorf("this leader could commit nothing for %v: %w", noopDeadline, err)})
+			s.end(Fatal{ExitStatus: ExitRestart, Err: fmt.Errorf("this leader could commit nothing for %v: %w", s.cfg.CommitDeadline, err)})
 			return false
 		}
 		if !waitFor(ctx, readyPoll) {

@@ -89,8 +89,13 @@ func (s *Server) peer(id string) Peer {
 	if id == s.identity.NodeID {
 		return s.Self()
 	}
-	for n := range fsm.Nodes.By(s.state.Read(), "id_of", id) {
-		return Peer{ID: n.ID, Name: n.Name, Address: n.Address}
+	view := s.state.Read()
+	if n := nodeRow(view, id); n != nil {
+		p := Peer{ID: n.ID, Name: n.Name, Address: n.Address}
+		if address, ok := s.moved.of(view, id); ok {
+			p.Address = address
+		}
+		return p
 	}
 	for _, m := range s.identity.Members {
 		if m.ID == id {
@@ -114,7 +119,11 @@ type addressBook struct{ s *Server }
 // ServerAddr implements raft.ServerAddressProvider. It must not ask Raft, which
 // calls it from its own loops.
 func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
-	for n := range fsm.Nodes.By(b.s.state.Read(), "id_of", string(id)) {
+	view := b.s.state.Read()
+	if address, ok := b.s.moved.of(view, string(id)); ok {
+		return raft.ServerAddress(address), nil
+	}
+	if n := nodeRow(view, string(id)); n != nil {
 		return raft.ServerAddress(n.Address), nil
 	}
 	for _, m := range b.s.identity.Members {
@@ -123,6 +132,45 @@ func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
 		}
 	}
 	return "", fmt.Errorf("node %s has no row yet", id)
+}
+
+// addresses remembers where nodes said that they listen now, until their rows
+// say so too. A node that moved is not reached by its leader and so cannot
+// know the state that it would need to register its new address.
+type addresses struct {
+	mu   sync.Mutex // guards byID
+	byID map[string]movedTo
+}
+
+type movedTo struct {
+	address  string
+	revision uint64 // of the row that it overrides
+}
+
+// learn notes the address of a node that proved its identity.
+func (a *addresses) learn(v *fsm.View, id, address string) {
+	n := nodeRow(v, id)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n == nil || n.Address == address || address == "" || len(address) > api.TextLengthMax {
+		delete(a.byID, id)
+		return
+	}
+	if a.byID == nil {
+		a.byID = map[string]movedTo{}
+	}
+	a.byID[id] = movedTo{address, n.Modified}
+}
+
+func (a *addresses) of(v *fsm.View, id string) (string, bool) {
+	a.mu.Lock()
+	m, ok := a.byID[id]
+	a.mu.Unlock()
+	if !ok {
+		return "", false
+	}
+	n := nodeRow(v, id)
+	return m.address, n != nil && n.Modified == m.revision
 }
 
 // idOf is the node at an address, or "" when this node knows none.
@@ -286,7 +334,7 @@ func (s *Server) askPeer(ctx context.Context, p Peer, compare bool) {
 	ctx, cancel := context.WithTimeout(ctx, peersAnswer)
 	defer cancel()
 	commit := s.raft.CommitIndex()
-	status, err := client.Status(ctx)
+	status, err := client.Status(ctx, &rpc.Hello{Address: s.self})
 	s.health.mu.Lock()
 	h := s.health.byID[p.ID]
 	if err != nil {

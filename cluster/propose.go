@@ -165,7 +165,7 @@ func (s *Server) findLeader(ctx context.Context) (Peer, error) {
 			continue
 		}
 		call, cancel := context.WithTimeout(ctx, leaderAsk)
-		status, err := client.Status(call)
+		status, err := client.Status(call, &rpc.Hello{Address: s.self})
 		cancel()
 		if err == nil && status.Leader != "" && status.Leader != s.identity.NodeID {
 			return s.peer(status.Leader), nil

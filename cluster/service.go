@@ -40,6 +40,9 @@ func (v service) Propose(ctx context.Context, in *rpc.Propose) (*rpc.Proposed, e
 	if len(raw) > fsm.EntrySizeMax {
 		return nil, api.Errorf(api.CodeLimit, "the change has %d bytes", len(raw)).Allow("at most %d in one entry", fsm.EntrySizeMax)
 	}
+	if v.s.draining.Load() {
+		return nil, errNoLeader("the leader is stopping")
+	}
 	e, err := fsm.DecodeEntry(raw)
 	if err != nil {
 		return nil, api.Errorf(api.CodeUnavailable, "the leader %s does not understand the change", v.s.identity.Name).Do("upgrade that node")
@@ -86,7 +89,7 @@ func (v service) ConfirmTerm(ctx context.Context, _ *rpc.Empty) (*rpc.Index, err
 
 // Status implements rpc.NodeServer. It is the only call that a removed node
 // gets an answer to, so that it learns what happened.
-func (v service) Status(ctx context.Context, _ *rpc.Empty) (*rpc.Status, error) {
+func (v service) Status(ctx context.Context, in *rpc.Hello) (*rpc.Status, error) {
 	id := rpc.Caller(ctx)
 	if id == "" {
 		return nil, api.Errorf(api.CodeUnauthenticated, "the caller is no node")
@@ -94,6 +97,7 @@ func (v service) Status(ctx context.Context, _ *rpc.Empty) (*rpc.Status, error) 
 	if v.s.admitNode(id) != nil {
 		return &rpc.Status{CallerRemoved: true}, nil
 	}
+	v.s.moved.learn(v.s.state.Read(), id, in.Address)
 	st := v.s.Stats()
 	out := &rpc.Status{
 		ID: st.Self.ID, Name: st.Self.Name, Address: st.Self.Address, State: st.State, Term: st.Term, Leader: st.Leader.ID,

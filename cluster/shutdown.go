@@ -13,6 +13,8 @@ const (
 	drainTimeout    = 30 * time.Second // for proposals in progress
 	transferTimeout = 5 * time.Second  // for another node to take the lead
 	raftStopTimeout = 10 * time.Second
+	// raftStopPoisoned is short: a Raft whose disk failed does not stop.
+	raftStopPoisoned = 200 * time.Millisecond
 )
 
 // Shutdown stops the node in order: it takes no new proposals, waits for those
@@ -69,11 +71,15 @@ func (s *Server) handOver(ctx context.Context) {
 func (s *Server) stopRaft() error {
 	done := make(chan error, 1)
 	go func() { done <- s.raft.Shutdown().Error() }() // a hung disk may keep it
+	timeout := raftStopTimeout
+	if s.stores.guard.poisoned() {
+		timeout = raftStopPoisoned
+	}
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(raftStopTimeout):
-		return fmt.Errorf("raft did not stop within %v", raftStopTimeout)
+	case <-time.After(timeout):
+		return fmt.Errorf("raft did not stop within %v", timeout)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
 	"go.etcd.io/bbolt"
 
 	"github.com/debvisor/debvisor/api"
@@ -98,6 +99,16 @@ func (g *guard) fail(err error) error {
 	return *g.poison.Load()
 }
 
+// orNever passes nil on and does not return otherwise.
+func (g *guard) orNever(err error) error {
+	if err != nil {
+		select {}
+	}
+	return nil
+}
+
+func (g *guard) poisoned() bool { return g.poison.Load() != nil }
+
 func (g *guard) sample(d time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -157,14 +168,16 @@ func (l *guardedLog) DeleteRange(min, max uint64) error {
 // either store.
 func (l *guardedLog) IsMonotonic() bool { return true }
 
-// guardedStable is a stable store under guard.
+// guardedStable is a stable store under guard. Raft panics when a vote cannot
+// be stored; a call on a poisoned store therefore does not return: the process
+// is ending, and OnFatal is to say why.
 type guardedStable struct {
 	guard *guard
 	store raft.StableStore
 }
 
 func (s *guardedStable) Set(key, value []byte) error {
-	return s.guard.write("store vote", func() error { return s.store.Set(key, value) })
+	return s.guard.orNever(s.guard.write("store vote", func() error { return s.store.Set(key, value) }))
 }
 
 func (s *guardedStable) Get(key []byte) (value []byte, err error) {
@@ -173,7 +186,7 @@ func (s *guardedStable) Get(key []byte) (value []byte, err error) {
 }
 
 func (s *guardedStable) SetUint64(key []byte, value uint64) error {
-	return s.guard.write("store term", func() error { return s.store.SetUint64(key, value) })
+	return s.guard.orNever(s.guard.write("store term", func() error { return s.store.SetUint64(key, value) }))
 }
 
 func (s *guardedStable) GetUint64(key []byte) (value uint64, err error) {
@@ -214,6 +227,7 @@ func openStores(d *dataDir, form string, logger hclog.Logger, g *guard, wrap fun
 		return nil, damaged(d, err)
 	}
 	s.closes = append(s.closes, closer)
+	log = checkedLog{log}
 	if err := readAll(log); err != nil {
 		return nil, damaged(d, err)
 	}
@@ -236,14 +250,41 @@ func openLog(d *dataDir, form string, logger hclog.Logger) (raft.LogStore, io.Cl
 		if err := os.MkdirAll(d.file(dirLogWAL), dirMode); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", dirLogWAL, err)
 		}
-		store, err := wal.Open(d.file(dirLogWAL), wal.WithLogger(logger.Named("wal")), wal.WithCodec(&checkedCodec{}))
+		meta := &metadb.BoltMetaDB{}
+		store, err := wal.Open(d.file(dirLogWAL), wal.WithLogger(logger.Named("wal")), wal.WithMetaStore(meta))
 		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", dirLogWAL, err)
+			return nil, nil, errors.Join(fmt.Errorf("%s: %w", dirLogWAL, err), meta.Close())
 		}
-		return store, store, nil
+		return walLog{store}, walCloser{store, meta}, nil
 	}
 	return nil, nil, api.Invalid("log_store", "is %q", form).Allow("%s or %s", LogStoreWAL, LogStoreBolt)
 }
+
+// walLog answers as truncated what was truncated: the WAL goes on reading
+// entries below its first one while their segment is there, so that whether a
+// peer gets entries or a snapshot would depend on the size of segments.
+type walLog struct{ *wal.WAL }
+
+// GetLog implements raft.LogStore.
+func (l walLog) GetLog(index uint64, entry *raft.Log) error {
+	first, err := l.FirstIndex()
+	if err != nil {
+		return err
+	}
+	if index < first {
+		return raft.ErrLogNotFound
+	}
+	return l.WAL.GetLog(index, entry)
+}
+
+// walCloser closes the WAL and its list of segments, which the WAL leaves open.
+type walCloser struct {
+	wal  *wal.WAL
+	meta *metadb.BoltMetaDB
+}
+
+// Close implements io.Closer.
+func (c walCloser) Close() error { return errors.Join(c.wal.Close(), c.meta.Close()) }
 
 func boltOptions() *bbolt.Options {
 	return &bbolt.Options{Timeout: storeLockWait, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType}
@@ -262,9 +303,6 @@ func readAll(log raft.LogStore) error {
 	for index := first; index <= last && last > 0; index++ {
 		if err := log.GetLog(index, &entry); err != nil {
 			return fmt.Errorf("entry %d of the log: %w", index, err)
-		}
-		if entry.Index != index {
-			return fmt.Errorf("entry %d of the log says that it is entry %d", index, entry.Index)
 		}
 	}
 	return nil
@@ -287,30 +325,46 @@ func (s *stores) close() error {
 	return errors.Join(errs...)
 }
 
-// checkedCodec adds a checksum to each entry of the WAL, whose own checksums
-// cover the last batch only.
-type checkedCodec struct{ inner wal.BinaryCodec }
+// checkedLog adds a checksum to each entry. The WAL's own checksums cover its
+// last batch only, and bbolt has none for its values. The sum travels in the
+// entry's extensions, which nothing else uses, and never leaves the store.
+type checkedLog struct{ raft.LogStore }
 
-const checkedCodecID = wal.FirstExternalCodecID + 0xdeb
-
-// ID implements wal.Codec. It is written into the log's files.
-func (*checkedCodec) ID() uint64 { return checkedCodecID }
-
-// Encode implements wal.Codec.
-func (c *checkedCodec) Encode(l *raft.Log, w io.Writer) error {
-	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
-	if err := c.inner.Encode(l, io.MultiWriter(w, sum)); err != nil {
-		return err
-	}
-	_, err := w.Write(binary.BigEndian.AppendUint32(nil, sum.Sum32()))
-	return err
+func entrySum(l *raft.Log) uint32 {
+	head := binary.BigEndian.AppendUint64(make([]byte, 0, 17), l.Index)
+	head = append(binary.BigEndian.AppendUint64(head, l.Term), byte(l.Type))
+	table := crc32.MakeTable(crc32.Castagnoli)
+	return crc32.Update(crc32.Checksum(head, table), table, l.Data)
 }
 
-// Decode implements wal.Codec.
-func (c *checkedCodec) Decode(raw []byte, l *raft.Log) error {
-	n := len(raw) - crc32.Size
-	if n < 0 || crc32.Checksum(raw[:n], crc32.MakeTable(crc32.Castagnoli)) != binary.BigEndian.Uint32(raw[n:]) {
-		return fmt.Errorf("%w: checksum of an entry", wal.ErrCorrupt)
+// GetLog implements raft.LogStore.
+func (c checkedLog) GetLog(index uint64, l *raft.Log) error {
+	if err := c.LogStore.GetLog(index, l); err != nil {
+		return err
 	}
-	return c.inner.Decode(raw[:n], l)
+	if l.Index != index || len(l.Extensions) != crc32.Size || binary.BigEndian.Uint32(l.Extensions) != entrySum(l) {
+		return fmt.Errorf("entry %d of the log: %w", index, errChecksum)
+	}
+	l.Extensions = nil
+	return nil
+}
+
+var errChecksum = errors.New("its checksum does not match")
+
+// StoreLog implements raft.LogStore.
+func (c checkedLog) StoreLog(l *raft.Log) error { return c.StoreLogs([]*raft.Log{l}) }
+
+// StoreLogs implements raft.LogStore. Raft goes on using the entries that it
+// passed, so they are copied.
+func (c checkedLog) StoreLogs(logs []*raft.Log) error {
+	sums := make([]byte, 0, len(logs)*crc32.Size)
+	copies := make([]raft.Log, len(logs))
+	pointers := make([]*raft.Log, len(logs))
+	for i, l := range logs {
+		sums = binary.BigEndian.AppendUint32(sums, entrySum(l))
+		copies[i] = *l
+		copies[i].Extensions = sums[len(sums)-crc32.Size:]
+		pointers[i] = &copies[i]
+	}
+	return c.LogStore.StoreLogs(pointers)
 }

@@ -30,6 +30,7 @@ const (
 type dialer struct {
 	trust *trust
 	cert  func() *tls.Certificate
+	tcp   func(ctx context.Context, address string) (net.Conn, error)
 }
 
 // dial connects to a node for one protocol. The other end must prove to be the
@@ -37,7 +38,7 @@ type dialer struct {
 func (d *dialer) dial(ctx context.Context, id, address, proto string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	raw, err := (&net.Dialer{KeepAlive: tcpKeepalive}).DialContext(ctx, "tcp", address)
+	raw, err := d.tcp(ctx, address)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", address, err)
 	}

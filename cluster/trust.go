@@ -15,8 +15,8 @@ import (
 const (
 	renewRetry    = 10 * time.Second // after a failed renewal
 	renewTimeout  = 10 * time.Second
-	removalPoll   = time.Second     // how often a node looks whether it was removed
-	removalAsk    = 5 * time.Second // without a leader, it asks its peers
+	removalPoll   = time.Second // how often a node looks whether it was removed
+	removalPeers  = 16          // asked in one go
 	removalAnswer = 2 * time.Second
 )
 
@@ -150,9 +150,9 @@ func (s *Server) admitNode(nodeID string) error {
 }
 
 // watchRemoval ends the process of a node that was removed. Its own replica
-// says so if the removal reached it; else the peers do.
+// says so if the removal reached it; else the peers do, which also learn from
+// the question where this node listens now.
 func (s *Server) watchRemoval(ctx context.Context) {
-	silent := time.Now()
 	for waitFor(ctx, removalPoll) {
 		if err := s.admitNode(s.identity.NodeID); err != nil {
 			s.end(Fatal{Err: err, ExitStatus: ExitError})
@@ -160,13 +160,8 @@ func (s *Server) watchRemoval(ctx context.Context) {
 		}
 		s.mux.dropNode(func(id string) bool { return s.admitNode(id) != nil })
 		if _, ok := s.Leader(); ok {
-			silent = time.Now()
 			continue
 		}
-		if time.Since(silent) < removalAsk {
-			continue
-		}
-		silent = time.Now()
 		if s.removedSayPeers(ctx) {
 			s.end(Fatal{ExitStatus: ExitError, Err: api.Errorf(api.CodeForbidden, "this node was removed from the cluster").
 				On(api.KindNode, s.identity.Name).Do("empty its data directory and join again")})
@@ -176,13 +171,16 @@ func (s *Server) watchRemoval(ctx context.Context) {
 }
 
 func (s *Server) removedSayPeers(ctx context.Context) bool {
-	for _, p := range s.others() {
+	for i, p := range s.others() {
+		if i == removalPeers {
+			break
+		}
 		client, err := s.peers.to(p.ID)
 		if err != nil {
 			continue
 		}
 		call, cancel := context.WithTimeout(ctx, removalAnswer)
-		status, err := client.Status(call)
+		status, err := client.Status(call, &rpc.Hello{Address: s.self})
 		cancel()
 		if err == nil && status.CallerRemoved {
 			return true

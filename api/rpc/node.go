@@ -36,6 +36,11 @@ type Index struct {
 	Term  uint64 `json:"term"`
 }
 
+// Hello is what a caller of Status says about itself.
+type Hello struct {
+	Address string `json:"address,omitzero"` // host:port where it listens now
+}
+
 // Status is what a node says about itself.
 type Status struct {
 	ID            string `json:"id"`
@@ -146,7 +151,7 @@ type NodeServer interface {
 	Propose(ctx context.Context, in *Propose) (*Proposed, error)
 	ReadIndex(ctx context.Context, in *Empty) (*Index, error)
 	ConfirmTerm(ctx context.Context, in *Empty) (*Index, error)
-	Status(ctx context.Context, in *Empty) (*Status, error)
+	Status(ctx context.Context, in *Hello) (*Status, error)
 	StateHashes(ctx context.Context, in *Empty) (*StateHashes, error)
 	Sign(ctx context.Context, in *Sign) (*Signed, error)
 	Journal(ctx context.Context, in *JournalRange) (*JournalRecords, error)
@@ -176,8 +181,8 @@ func RegisterNode(s *grpc.Server, impl NodeServer) {
 			unary("ConfirmTerm", func() any { return new(Empty) }, func(ctx context.Context, s, in any) (any, error) {
 				return s.(NodeServer).ConfirmTerm(ctx, in.(*Empty))
 			}),
-			unary("Status", func() any { return new(Empty) }, func(ctx context.Context, s, in any) (any, error) {
-				return s.(NodeServer).Status(ctx, in.(*Empty))
+			unary("Status", func() any { return new(Hello) }, func(ctx context.Context, s, in any) (any, error) {
+				return s.(NodeServer).Status(ctx, in.(*Hello))
 			}),
 			unary("StateHashes", func() any { return new(Empty) }, func(ctx context.Context, s, in any) (any, error) {
 				return s.(NodeServer).StateHashes(ctx, in.(*Empty))
@@ -265,10 +270,10 @@ func (c *NodeClient) ConfirmTerm(ctx context.Context) (*Index, error) {
 	return out, c.call(ctx, "ConfirmTerm", &Empty{}, out)
 }
 
-// Status asks the other node about itself.
-func (c *NodeClient) Status(ctx context.Context) (*Status, error) {
+// Status asks the other node about itself, and tells it where the caller is.
+func (c *NodeClient) Status(ctx context.Context, in *Hello) (*Status, error) {
 	out := new(Status)
-	return out, c.call(ctx, "Status", &Empty{}, out)
+	return out, c.call(ctx, "Status", in, out)
 }
 
 // StateHashes asks for the hashes of the other node's state at its last

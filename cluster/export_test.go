@@ -1,0 +1,33 @@
+package cluster
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// WithoutFastPath wraps a transport as nodes do.
+func WithoutFastPath(t *raft.NetworkTransport) raft.Transport { return &transport{t} }
+
+// Raft is the node's Raft, for what no method offers.
+func (s *Server) Raft() *raft.Raft { return s.raft }
+
+// CommitsInTime is the leader's proof that it can commit.
+func (s *Server) CommitsInTime(ctx context.Context) bool { return s.commitsInTime(ctx) }
+
+// RepeatedInstalls finishes snapshots at the given indexes and returns whether
+// the process had to end.
+func RepeatedInstalls(indexes ...uint64) (ended Fatal) {
+	s := &snapshots{fatal: func(f Fatal) { ended = f }}
+	for _, i := range indexes {
+		s.finished(i, 1)
+	}
+	return ended
+}
+
+// RenewCertificate renews the certificate now.
+func (s *Server) RenewCertificate(ctx context.Context) error { return s.renewNow(ctx) }
+
+// RenewAt is when the certificate is due.
+func (s *Server) RenewAt() time.Time { return s.renewAt() }
