@@ -39,6 +39,16 @@ func (c *Cluster) Add(name, address string, wrap ...string) *Node {
 	return n
 }
 
+// ReadKey takes the admin key from a file, once init has written it.
+func (c *Cluster) ReadKey(name string) {
+	c.t.Helper()
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.env["DEBVISOR_KEY"] = strings.TrimSpace(string(raw))
+}
+
 // DataDir is the node's data directory.
 func (n *Node) DataDir() string { return filepath.Join(n.Dir, "data") }
 
