@@ -85,6 +85,9 @@ func (m *Meta) check(p *problems, tenantScope bool) {
 }
 
 func checkLabels(p *problems, field string, labels map[string]string) {
+	if len(labels) == 0 {
+		return // the usual case, in the path of every write
+	}
 	if len(labels) > LabelsMax {
 		p.add(field, "has %d labels", len(labels)).Allow("at most %d", LabelsMax)
 		return

@@ -52,15 +52,11 @@ func (f *FSM) Plan(entries []Entry) (*api.Plan, *View, error) {
 // and the last after of every row.
 func (tx *Tx) merge(changes []change) {
 	for _, c := range changes {
-		if at, ok := tx.at[c.rowRef]; ok {
+		if at, ok := tx.changed(c.rowRef); ok {
 			tx.changes[at].after = c.after
-			continue
+		} else {
+			tx.note(c)
 		}
-		if tx.at == nil {
-			tx.at = map[rowRef]int{}
-		}
-		tx.at[c.rowRef] = len(tx.changes)
-		tx.changes = append(tx.changes, c)
 	}
 }
 

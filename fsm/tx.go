@@ -23,7 +23,7 @@ type Tx struct {
 
 	b       *batch
 	changes []change
-	at      map[rowRef]int // position in changes
+	at      map[rowRef]int // position in changes, once there are many
 
 	making   bool   // a command makes a volume for a VM
 	dropping string // ID of the VM whose volumes are being dropped
@@ -136,16 +136,45 @@ func (tx *Tx) write(t anyTable, key string, after anyRow) {
 	if raw := tx.row(ref.kind, key); raw != nil {
 		before = raw.(anyRow)
 	}
-	if at, ok := tx.at[ref]; ok {
+	if at, ok := tx.changed(ref); ok {
 		tx.changes[at].after = after
 	} else {
-		if tx.at == nil {
-			tx.at = map[rowRef]int{}
-		}
-		tx.at[ref] = len(tx.changes)
-		tx.changes = append(tx.changes, change{rowRef: ref, before: before, after: after})
+		tx.note(change{rowRef: ref, before: before, after: after})
 	}
 	tx.b.set(ref, before, after)
+}
+
+// changesFew is up to how many changes are looked through one by one: most
+// entries change one or two rows, and need no map.
+const changesFew = 8
+
+// changed finds the change of a row that the entry has made already.
+func (tx *Tx) changed(ref rowRef) (at int, ok bool) {
+	if tx.at != nil {
+		at, ok = tx.at[ref]
+		return at, ok
+	}
+	for i := range tx.changes {
+		if tx.changes[i].rowRef == ref {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+// note keeps the first change of a row.
+func (tx *Tx) note(c change) {
+	tx.changes = append(tx.changes, c)
+	if tx.at == nil && len(tx.changes) <= changesFew {
+		return
+	}
+	if tx.at == nil {
+		tx.at = make(map[rowRef]int, 2*changesFew)
+		for i := range tx.changes {
+			tx.at[tx.changes[i].rowRef] = i
+		}
+	}
+	tx.at[c.rowRef] = len(tx.changes) - 1
 }
 
 // set moves one row of the batch from before to after.
