@@ -178,6 +178,12 @@ func TestAGapIsFilledOnlyWithTheRightRecords(t *testing.T) {
 	if _, err := j.Verify(t.Context(), 0, nil); api.CodeOf(err) != api.CodeUnavailable {
 		t.Fatalf("verify with a gap: %v", err)
 	}
+	if got, err := j.Range(t.Context(), 198, 1<<40, 100); err != nil || len(got) != 1 || got[0].Index != 200 {
+		t.Fatalf("a range into the gap: %d records, %v", len(got), err)
+	}
+	if got, err := j.Range(t.Context(), 200, 1<<40, 100); api.CodeOf(err) != api.CodeUnavailable {
+		t.Fatalf("a range within the gap: %d records, %v", len(got), err)
+	}
 	forged := raws(entries[100:200])
 	forged[50].Canonical = []byte(strings.Replace(string(forged[50].Canonical), "admin", "nobody", 1))
 	if _, err := j.Fill(t.Context(), forged); err == nil {

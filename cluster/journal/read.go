@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"go.etcd.io/bbolt"
 
@@ -116,11 +117,18 @@ func (j *Journal) History(ctx context.Context, kind, key string, before uint64, 
 }
 
 // Range lists records after < index <= through, oldest first, at most limit of
-// them. Reading below Floor is CodeGone.
+// them. Reading below Floor is CodeGone; what a gap lacks is CodeUnavailable,
+// and never passed over.
 func (j *Journal) Range(ctx context.Context, after, through uint64, limit int) (out []api.Record, err error) {
 	raw, _, err := j.Raw(ctx, after, through, limit)
 	if err != nil {
 		return nil, err
+	}
+	if from, end, missing := j.Gap(); missing && after < end && through > from {
+		raw = slices.DeleteFunc(raw, func(r Raw) bool { return r.Index > from })
+		if len(raw) == 0 {
+			return nil, api.Errorf(api.CodeUnavailable, "this node is fetching its history from its peers").Do("ask another node, or try again in a moment")
+		}
 	}
 	for i := range raw {
 		var r api.Record
