@@ -122,8 +122,9 @@ func (x *exchange) audit(in *auditInput) error {
 	for i := range records {
 		out.Items = append(out.Items, x.s.showRecord(&records[i]))
 	}
-	if len(records) == in.Limit {
-		out.Next = strconv.FormatUint(records[len(records)-1].Index, 10)
+	// A page may end early at the journal's own limit of bytes.
+	if n := len(records); n > 0 && records[n-1].Index < view.Index() {
+		out.Next = strconv.FormatUint(records[n-1].Index, 10)
 	}
 	x.index(view.Index())
 	return x.answer(http.StatusOK, out)
