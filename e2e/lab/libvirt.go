@@ -271,6 +271,12 @@ func (n *Node) order(word string) error {
 // Kill ends the daemon as kill -9 does. Its guests go on.
 func (n *Node) Kill() error { return n.order("kill") }
 
+// Pause makes the daemon hang, as SIGSTOP does, until Resume.
+func (n *Node) Pause() error { return n.order("pause") }
+
+// Resume ends what Pause did.
+func (n *Node) Resume() error { return n.order("resume") }
+
 // Restart starts the daemon if it does not run, and waits until it answers.
 func (n *Node) Restart(ctx context.Context) error {
 	if err := n.order("start"); err != nil {

@@ -1,5 +1,5 @@
 # Process 1 of a lab node: node.sh DIR NAME, in namespaces of its own. Reads
-# orders (start, kill) line by line and answers "ok ORDER". Ends when its input
+# orders (start, kill, pause, resume) line by line and answers "ok ORDER". Ends when its input
 # does; the kernel then ends everything else in the process namespace. Needs
 # bash: it collects orphaned processes while it waits for an order, which QEMU
 # leaves when it goes to the background; dash does not.
@@ -34,6 +34,8 @@ while read -r order; do
     kill -9 "$daemon" 2>/dev/null || true
     wait "$daemon" 2>/dev/null || true
     daemon= ;;
+  pause) kill -STOP "$daemon" ;;
+  resume) kill -CONT "$daemon" ;;
   esac
   echo "ok $order"
 done

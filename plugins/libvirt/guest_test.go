@@ -1,6 +1,7 @@
 package libvirt_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"os"
@@ -237,6 +238,42 @@ func TestDomainsOfOthersAreNeverTouched(t *testing.T) {
 	named.Name = "foreign"
 	if err := h.Start(t.Context(), named); api.CodeOf(err) != api.CodeConflict {
 		t.Errorf("Start under the name of a domain of others: %v, want CodeConflict", err)
+	}
+}
+
+func TestHungDaemonHoldsNobody(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	h := m.open(t)
+	defer func() { _ = h.Close() }()
+	fresh := m.open(t)
+	defer func() { _ = fresh.Close() }()
+	spec := m.spec(t)
+	if err := h.Start(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.node.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	for name, call := range map[string]func(context.Context) error{
+		"Domains":         func(ctx context.Context) error { _, err := h.Domains(ctx); return err },
+		"Stop":            func(ctx context.Context) error { return h.Stop(ctx, spec.ID, 0) },
+		"Console":         func(ctx context.Context) error { _, err := h.Console(ctx, spec.ID, true); return err },
+		"a first connect": func(ctx context.Context) error { _, err := fresh.Probe(ctx); return err },
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		began := time.Now()
+		err := call(ctx)
+		cancel()
+		if took := time.Since(began); err == nil || took > 5*time.Second {
+			t.Errorf("%s returned %v after %v", name, err, took)
+		}
+	}
+	if err := m.node.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := h.Domains(t.Context()); err != nil || len(all) != 1 || all[0].State != api.InstanceRunning {
+		t.Errorf("after the daemon came back: %+v, %v", all, err)
 	}
 }
 
