@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"path/filepath"
 	"time"
@@ -13,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/debvisor/debvisor/agent"
 	"github.com/debvisor/debvisor/api"
 	"github.com/debvisor/debvisor/api/httpd"
 	"github.com/debvisor/debvisor/cluster"
@@ -42,7 +42,7 @@ node was removed from the cluster.`,
 			if err != nil {
 				return &usageError{err: err}
 			}
-			return a.runAgent(cmd.Context(), config, nil)
+			return a.runAgent(cmd.Context(), config)
 		},
 	}
 	f := cmd.Flags()
@@ -98,18 +98,6 @@ func agentConfig(cmd *cobra.Command, file string, flags *nodeConfig) (nodeConfig
 	return config, config.validate()
 }
 
-// guests is what the node does on its machine. A witness has none.
-type guests interface {
-	// Run works until ctx ends. Guests go on.
-	Run(ctx context.Context) error
-	// Console opens the console of a guest that runs here.
-	Console(ctx context.Context, vmID string, replay bool) (io.ReadWriteCloser, error)
-	// ImportImage stores an image of the catalogue here.
-	ImportImage(ctx context.Context, image *api.Image, r io.Reader) error
-	// OpenImage reads an image that is stored here.
-	OpenImage(ctx context.Context, imageID string) (io.ReadCloser, error)
-}
-
 // node is a running agent, with all its parts.
 type node struct {
 	app      *app
@@ -121,31 +109,31 @@ type node struct {
 	stamps   *control.Stamps
 	control  *control.Control
 	renewals *renewals
-	agent    guests // nil on a witness
+	machine  *machine // nil on a witness
+	agent    *agent.Agent
 	http     *http.Server
 	stopping chan struct{} // closed when streams and waits must end
 	fatal    chan cluster.Fatal
 }
 
 // runAgent is the life of a node: construct, wire, run, and stop in order.
-// ready, unless nil, is called once the node serves.
-func (a *app) runAgent(ctx context.Context, config nodeConfig, ready func(context.Context)) error {
+func (a *app) runAgent(ctx context.Context, config nodeConfig) error {
 	n, err := openNode(a, config)
 	if err != nil {
 		return err
 	}
-	err = n.run(ctx, ready)
+	err = n.run(ctx)
 	return errors.Join(err, n.stop(err))
 }
 
 // startNode runs the agent of a node that was made just now.
-func (a *app) startNode(ctx context.Context, p placeFlags, ready func(context.Context)) error {
+func (a *app) startNode(ctx context.Context, p placeFlags) error {
 	config := defaultNodeConfig()
 	config.DataDir, config.Listen, config.Advertise, config.Witness = p.dataDir, p.listen, p.advertise, p.witness
 	if dir, err := filepath.Abs(config.DataDir); err == nil {
 		config.DataDir = dir
 	}
-	return a.runAgent(ctx, config, ready)
+	return a.runAgent(ctx, config)
 }
 
 // openNode opens the data directory and puts the parts together. Requests are
@@ -193,7 +181,7 @@ func (n *node) assemble() error {
 }
 
 // run serves until ctx ends or the process must end.
-func (n *node) run(ctx context.Context, ready func(context.Context)) error {
+func (n *node) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, loops := errgroup.WithContext(context.WithoutCancel(ctx))
@@ -203,7 +191,10 @@ func (n *node) run(ctx context.Context, ready func(context.Context)) error {
 	for _, loop := range []func(context.Context) error{n.tunnels.accept, n.gossip.run, n.stamps.Run, n.lead, n.runGuests} {
 		group.Go(func() error { return loop(loops) })
 	}
-	go n.announce(ctx, ready)
+	group.Go(func() error {
+		n.announce(ctx)
+		return nil
+	})
 	var err error
 	select {
 	case <-ctx.Done():
@@ -211,24 +202,31 @@ func (n *node) run(ctx context.Context, ready func(context.Context)) error {
 	case f := <-n.fatal:
 		err = fatalError(f)
 	}
+	cancel()
 	n.logger.Info("stopping")
 	_ = notifySystemd(n.app.env, "STOPPING=1") // it finds out anyway
 	n.drain(err)
 	endLoops()
-	return errors.Join(err, group.Wait())
+	return errors.Join(err, removalError(group.Wait()))
+}
+
+// removalError gives the exit status to the agent's word that this node is no
+// member any more.
+func removalError(err error) error {
+	if errors.Is(err, agent.ErrRemoved) {
+		return &exitError{status: statusRemoved, err: err}
+	}
+	return err
 }
 
 // announce says that the node serves, once it knows a leader and the state.
-func (n *node) announce(ctx context.Context, ready func(context.Context)) {
+func (n *node) announce(ctx context.Context) {
 	if err := n.server.WaitReady(ctx); err != nil {
 		return // it is stopping
 	}
 	n.logger.Info("ready", "node", n.server.Self().Name, "address", n.server.Self().Address, "cluster", n.server.ClusterID())
 	if err := notifySystemd(n.app.env, "READY=1"); err != nil {
 		n.logger.Warn("the service manager was not told", "error", err)
-	}
-	if ready != nil {
-		ready(ctx)
 	}
 }
 
@@ -247,16 +245,6 @@ func (n *node) drain(fatal error) {
 	}
 }
 
-// runGuests works on the machine until ctx ends.
-func (n *node) runGuests(ctx context.Context) error {
-	defer n.renewals.close()
-	if n.agent == nil {
-		<-ctx.Done()
-		return nil
-	}
-	return n.agent.Run(ctx)
-}
-
 // stop closes the rest, in the order that the cluster knows: leadership,
 // listeners, Raft, stores. After a fatal error the leadership is not handed
 // over: the disk may hang.
@@ -266,7 +254,7 @@ func (n *node) stop(fatal error) error {
 	if fatal != nil {
 		cancel()
 	}
-	return n.server.Shutdown(ctx)
+	return errors.Join(n.machine.close(), n.server.Shutdown(ctx))
 }
 
 // fatalError is the error with which a process ends that must end.
@@ -276,18 +264,4 @@ func fatalError(f cluster.Fatal) error {
 		status = statusRemoved
 	}
 	return &exitError{status: status, err: f.Err}
-}
-
-// showFirstToken prints how the next machine joins.
-func (a *app) showFirstToken(ctx context.Context, p placeFlags, key string) {
-	c, err := p.client(key)
-	if err == nil {
-		defer c.Close()
-		secret, tokenErr := c.CreateJoinToken(ctx, false)
-		if err = tokenErr; err == nil {
-			a.notef("on the next machine, within %v:\n  debvisor join %s@%s", api.JoinTokenLife, secret.Token, p.advertise)
-			return
-		}
-	}
-	a.notef("no join token could be made: %s", describe(err))
 }

@@ -26,7 +26,10 @@ const (
 	hypervisorSim     = "sim"
 )
 
-const configSizeMax = 1 << 20 // bytes of a configuration file
+const (
+	configSizeMax = 1 << 20 // bytes of a configuration file
+	shareMax      = 64      // nodes on one machine
+)
 
 // nodeConfig is what the agent of one node is told: by its configuration file,
 // and by flags, which win. Who the node is stands in its data directory.
@@ -40,14 +43,8 @@ type nodeConfig struct {
 	LogFormat     string      `hcl:"log_format,optional"` // text or json
 	LogStore      string      `hcl:"log_store,optional"`  // wal or boltdb; empty: what the data directory has
 	Witness       bool        `hcl:"witness,optional"`    // votes, runs no guests
-	Capacity      *capacity   `hcl:"capacity,block"`
+	Share         int         `hcl:"share,optional"`      // so many nodes share this machine: each offers its part
 	Sim           *simMachine `hcl:"sim,block"`
-}
-
-// capacity limits what a node offers to guests, below what its machine has.
-type capacity struct {
-	CPUs   int    `hcl:"cpus,optional"`
-	Memory string `hcl:"memory,optional"` // a size, as "4GiB"
 }
 
 // simMachine is the machine that the simulated hypervisor pretends to be.
@@ -131,23 +128,11 @@ func (c *nodeConfig) validate() error {
 			return api.Invalid(f.field, "is %q%s", f.value, didYouMean(f.value, f.allowed)).Allow("%s", strings.Join(f.allowed, ", "))
 		}
 	}
-	if _, _, err := c.limits(); err != nil {
-		return err
+	if c.Share < 0 || c.Share > shareMax {
+		return api.Invalid("share", "is %d", c.Share).Allow("0 (the machine is this node's alone) to %d", shareMax)
 	}
 	_, err := c.machine()
 	return err
-}
-
-// limits is the capacity that the node may offer; 0 means what its machine has.
-func (c *nodeConfig) limits() (cpus int, memoryBytes int64, err error) {
-	if c.Capacity == nil {
-		return 0, 0, nil
-	}
-	memoryBytes, err = size("capacity.memory", c.Capacity.Memory)
-	if err == nil && c.Capacity.CPUs < 0 {
-		err = api.Invalid("capacity.cpus", "is %d", c.Capacity.CPUs).Allow("0 (all) or more")
-	}
-	return c.Capacity.CPUs, memoryBytes, err
 }
 
 // simulated is the machine of the simulator, with 0 for its own defaults.

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,7 +22,6 @@ import (
 const (
 	devPort          = "7443"
 	devNetworkTries  = 32
-	devMemoryShare   = 70 // percent of the machine's memory that the nodes share
 	devSimulatedBoot = "1s"
 )
 
@@ -225,8 +223,7 @@ func (d *dev) writeConfig(n *devNode) error {
 	if d.state.Hypervisor == hypervisorSim {
 		fmt.Fprintf(&b, "sim {\n  boot_time = %q\n}\n", devSimulatedBoot)
 	} else {
-		cpus, memory := d.share()
-		fmt.Fprintf(&b, "capacity {\n  cpus   = %d\n  memory = \"%d\"\n}\n", cpus, memory)
+		fmt.Fprintf(&b, "share = %d\n", d.state.Nodes)
 	}
 	return writeSecret(n.configFile(), b.String())
 }
@@ -234,15 +231,6 @@ func (d *dev) writeConfig(n *devNode) error {
 // hclString quotes s for HCL, where "${" would begin a template.
 func hclString(s string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(strconv.Quote(s), "${", "$${"), "%{", "%%{")
-}
-
-// share is what each node may offer of this machine.
-func (d *dev) share() (cpus int, memoryBytes int64) {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err == nil {
-		memoryBytes = int64(info.Totalram) * int64(info.Unit) / 100 * devMemoryShare / int64(d.state.Nodes)
-	}
-	return max(1, runtime.NumCPU()/d.state.Nodes), max(memoryBytes, api.MemoryMin)
 }
 
 // alive reports whether a process exists.

@@ -3,15 +3,18 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
+	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/spf13/cobra"
 
 	"github.com/debvisor/debvisor/api"
-	"github.com/debvisor/debvisor/api/client"
 	"github.com/debvisor/debvisor/api/httpd"
 	"github.com/debvisor/debvisor/cluster"
 	"github.com/debvisor/debvisor/fsm"
@@ -94,10 +97,10 @@ func initCommand(a *app) *cobra.Command {
 	var start bool
 	cmd := &cobra.Command{
 		Use: "init", Short: "Make this machine the first node of a new cluster",
-		Long: `Makes this machine the first node of a new cluster: its CA, its certificate and
-the first admin key, which is shown once. Then start debvisor agent; every other
-machine joins with a token that debvisor node token makes. With --start the
-agent runs at once, and a first join token is printed.`,
+		Long: `Makes this machine the first node of a new cluster: its CA, its certificate, the
+first admin key and a join token for the next machine. Key and token are shown
+once; the token is good for 15 minutes, and debvisor node token makes more. Then
+start debvisor agent, or let --start run it at once.`,
 		Example: "  debvisor init --key-file admin.key\n  debvisor init --name node1 --advertise 10.0.0.1:7443 --start",
 		Args:    exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -108,18 +111,15 @@ agent runs at once, and a first join token is printed.`,
 			if err != nil {
 				return err
 			}
-			if err := a.showKey(key, keyFile); err != nil {
+			a.notef("node %s of a new cluster is in %s", p.name, p.dataDir)
+			f := founded{Node: p.name, Address: p.advertise, CAFile: cluster.CAFile(p.dataDir), Key: key}
+			if f.Token, err = p.firstToken(cmd.Context(), a); err != nil {
+				a.notef("no join token could be made yet: %s", describe(err))
+			}
+			if err := a.showFounded(&f, keyFile); err != nil || !start {
 				return err
 			}
-			a.notef("node %s of a new cluster is in %s", p.name, p.dataDir)
-			if start {
-				return a.startNode(cmd.Context(), p, func(ctx context.Context) { a.showFirstToken(ctx, p, key) })
-			}
-			a.notef(`next:
-  systemctl start debvisor    or: debvisor agent
-  export DEBVISOR_ADDR=%s DEBVISOR_CACERT=%s DEBVISOR_KEY_FILE=FILE
-  debvisor node token         prints the command for the next machine`, p.advertise, cluster.CAFile(p.dataDir))
-			return nil
+			return a.startNode(cmd.Context(), p)
 		},
 	}
 	p.flags(cmd)
@@ -136,35 +136,104 @@ func (p *placeFlags) init(a *app, region string) (string, error) {
 		Name: p.name, Region: region, Zone: p.zone, Witness: p.witness,
 		Key: fsm.KeyCreate{Name: adminKeyName, Hash: hash, Role: api.RoleAdmin},
 	})
-	return httpd.FormatKey(adminKeyName, secret), err
-}
-
-// client talks to the node that was made there.
-func (p *placeFlags) client(key string) (*client.Client, error) {
-	return client.New(client.Config{
-		Addresses: []string{p.advertise}, CAFile: cluster.CAFile(p.dataDir), Key: key, Timeout: requestTimeout, Agent: "debvisor/" + version,
-	})
-}
-
-// showKey hands the admin key over: into a file, or to the output.
-func (a *app) showKey(key, file string) error {
-	if file == "" {
-		a.notef("the admin key, shown once; keep it safe:")
-		return a.result(api.Secret{Name: adminKeyName, Key: key}, "%s", key)
+	if err != nil {
+		return "", err
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err == nil {
-		_, err = f.WriteString(key + "\n")
-		if closeErr := f.Close(); err == nil {
-			err = closeErr
+	return httpd.FormatKey(adminKeyName, secret), p.keepWitness()
+}
+
+// keepWitness lets the agent know what the node joined as.
+func (p *placeFlags) keepWitness() error {
+	if !p.witness {
+		return nil
+	}
+	if err := os.WriteFile(filepath.Join(p.dataDir, fileWitness), nil, 0o600); err != nil {
+		return fmt.Errorf("keep that the node is a witness: %w", err)
+	}
+	return nil
+}
+
+// founded is what init tells.
+type founded struct {
+	Node    string `json:"node"`
+	Address string `json:"address"`
+	CAFile  string `json:"ca_file"`
+	Key     string `json:"key,omitzero"`
+	KeyFile string `json:"key_file,omitzero"`
+	Token   string `json:"token,omitzero"` // for the next machine
+}
+
+const firstTokenWait = 30 * time.Second
+
+// firstToken runs the new node for a moment, so that it can make a join token.
+func (p *placeFlags) firstToken(ctx context.Context, a *app) (_ string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, firstTokenWait)
+	defer cancel()
+	fatal := make(chan cluster.Fatal, 1)
+	config := p.config(a)
+	config.Logger = hclog.NewNullLogger() // the agent will say what matters
+	config.OnFatal = func(f cluster.Fatal) {
+		fatal <- f
+		cancel()
+	}
+	server, err := cluster.Open(config)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, server.Shutdown(ctx)) }()
+	if err := server.WaitReady(ctx); err != nil {
+		select {
+		case f := <-fatal:
+			return "", f.Err
+		default:
+			return "", err
 		}
 	}
+	entry, token, err := server.NewToken(api.JoinTokenLife, false)
 	if err != nil {
-		a.notef("the admin key could not be written: %v; it is shown here, once:", err)
-		return a.result(api.Secret{Name: adminKeyName, Key: key}, "%s", key)
+		return "", err
 	}
-	a.notef("the admin key is in %s", file)
+	entry.By = "node:" + p.name
+	_, err = replica{server}.Propose(ctx, entry)
+	return token, err
+}
+
+// showFounded hands over the key, into a file or to the output, and says what
+// comes next.
+func (a *app) showFounded(f *founded, keyFile string) error {
+	if keyFile != "" {
+		if err := writeNewSecret(keyFile, f.Key); err != nil {
+			a.notef("the admin key could not be written: %v; it is shown instead, once", err)
+		} else {
+			f.Key, f.KeyFile = "", keyFile
+		}
+	}
+	if a.structured() {
+		return a.emit(f)
+	}
+	if f.Key != "" {
+		a.printf("admin key, shown once:\n  %s\n", f.Key)
+	} else {
+		a.printf("admin key: in %s\n", f.KeyFile)
+	}
+	a.printf("start this node:\n  systemctl enable --now debvisor    # or: debvisor agent\n")
+	if f.Token != "" {
+		a.printf("on the next machine, within %v:\n  debvisor join %s@%s\n", api.JoinTokenLife, f.Token, f.Address)
+	}
+	a.printf("from anywhere:\n  export DEBVISOR_ADDR=%s DEBVISOR_CACERT=%s DEBVISOR_KEY_FILE=%s\n",
+		f.Address, shellQuote(f.CAFile), shellQuote(cmp.Or(f.KeyFile, "FILE")))
 	return nil
+}
+
+// writeNewSecret writes a file that its owner alone may read and that does not
+// exist yet.
+func writeNewSecret(name, text string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text + "\n")
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 func joinCommand(a *app) *cobra.Command {
@@ -186,7 +255,7 @@ cluster can answer in its place. Then start debvisor agent.`,
 			}
 			a.notef("node %s has joined; its files are in %s", p.name, p.dataDir)
 			if start {
-				return a.startNode(cmd.Context(), p, nil)
+				return a.startNode(cmd.Context(), p)
 			}
 			a.notef("next:\n  systemctl start debvisor    or: debvisor agent")
 			return nil
@@ -199,7 +268,10 @@ cluster can answer in its place. Then start debvisor agent.`,
 
 func (p *placeFlags) join(ctx context.Context, a *app, token string) error {
 	_, err := cluster.Join(ctx, p.config(a), cluster.JoinOptions{Token: token, Name: p.name, Zone: p.zone, Witness: p.witness})
-	return err
+	if err != nil {
+		return err
+	}
+	return p.keepWitness()
 }
 
 func restoreCommand(a *app) *cobra.Command {
@@ -238,11 +310,11 @@ run. Others join with debvisor node token. --verify only reads the file.`,
 			if err != nil {
 				return err
 			}
-			if err := a.showBackup(info); err != nil {
+			if err := errors.Join(a.showBackup(info), p.keepWitness()); err != nil {
 				return err
 			}
 			if start {
-				return a.startNode(cmd.Context(), p, nil)
+				return a.startNode(cmd.Context(), p)
 			}
 			a.notef("next:\n  systemctl start debvisor    or: debvisor agent\n  debvisor node token         for every other machine")
 			return nil

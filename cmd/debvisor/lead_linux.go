@@ -108,18 +108,48 @@ type renewAnswer struct {
 	Error *api.Error `json:"error,omitzero"`
 }
 
-// Renew hands a renewal to the leader. That it was taken does not say that it
-// holds: the replica shows that. It blocks for 2 seconds at most.
+// Renew hands a renewal to the leader and waits until this node's replica
+// shows it. It blocks for 2 seconds at most, twice.
 func (r *renewals) Renew(ctx context.Context, in fsm.Renewal) error {
 	leader, ok := r.node.server.Leader()
 	if !ok {
 		return api.Errorf(api.CodeNoLeader, "nobody leads")
 	}
-	if leader.ID == r.node.server.Self().ID {
-		return r.node.control.Renew(in)
-	}
 	ctx, cancel := context.WithTimeout(ctx, renewWait)
 	defer cancel()
+	var err error
+	if leader.ID == r.node.server.Self().ID {
+		err = r.node.control.Renew(in)
+	} else {
+		err = r.send(ctx, leader, in)
+	}
+	if err != nil {
+		return err
+	}
+	return r.awaitStored(ctx, in)
+}
+
+// awaitStored waits until the renewal is in the replica, or can no longer be.
+func (r *renewals) awaitStored(ctx context.Context, in fsm.Renewal) error {
+	for {
+		view := r.node.server.State().Read()
+		lease := fsm.Leases.Get(view, in.Node)
+		switch {
+		case lease == nil || lease.Epoch > in.Epoch:
+			return api.Errorf(api.CodeConflict, "the lease at epoch %d has ended", in.Epoch).On(api.KindNode, in.Node)
+		case lease.Epoch == in.Epoch && lease.Seq >= in.Seq:
+			return nil
+		}
+		select {
+		case <-fsm.Leases.WatchKey(view, in.Node):
+		case <-ctx.Done():
+			return api.Errorf(api.CodeUnknown, "the renewal was handed over and is not stored yet").On(api.KindNode, in.Node)
+		}
+	}
+}
+
+// send gives the renewal to the leader over the connection to it.
+func (r *renewals) send(ctx context.Context, leader cluster.Peer, in fsm.Renewal) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.conn != nil && r.leader != leader.ID {

@@ -94,16 +94,9 @@ type consoles struct{ n *node }
 func (c consoles) Open(ctx context.Context, vm *api.VM, instance *api.Instance, replay bool) (io.ReadWriteCloser, error) {
 	in := consoleRequest{VM: vm.ID, Replay: replay}
 	if instance.Owner == c.n.server.Self().Name {
-		return c.n.openConsole(ctx, in)
+		return c.n.agent.Console(ctx, in.VM, in.Replay)
 	}
 	return c.n.tunnels.dial(ctx, instance.Owner, tunnelConsole, in)
-}
-
-func (n *node) openConsole(ctx context.Context, in consoleRequest) (io.ReadWriteCloser, error) {
-	if n.agent == nil {
-		return nil, api.Errorf(api.CodeConflict, "this node is a witness and runs no guests")
-	}
-	return n.agent.Console(ctx, in.VM, in.Replay)
 }
 
 // serveConsole is the tunnel service that opens a console for another node.
@@ -112,7 +105,7 @@ func (n *node) serveConsole(ctx context.Context, _ string, argument json.RawMess
 	if err := json.Unmarshal(argument, &in); err != nil {
 		return nil, api.Invalid("argument", "is no console request")
 	}
-	console, err := n.openConsole(ctx, in)
+	console, err := n.agent.Console(ctx, in.VM, in.Replay)
 	if err != nil {
 		return nil, err
 	}
@@ -124,15 +117,18 @@ type imageStore struct{ n *node }
 
 // Import implements httpd.Images.
 func (s imageStore) Import(ctx context.Context, image *api.Image, r io.Reader) error {
-	if s.n.agent == nil {
-		return api.Errorf(api.CodeUnavailable, "this node is a witness and stores no images").Do("upload through another node")
-	}
 	return s.n.agent.ImportImage(ctx, image, r)
 }
 
-// fetchImage reads an image from the node of that name.
+// fetchImage reads an image from the node of that name. The reader fails when
+// that node has not sent all.
 func (n *node) fetchImage(ctx context.Context, from, imageID string) (io.ReadCloser, error) {
-	return n.tunnels.dial(ctx, from, tunnelImage, imageID)
+	conn, err := n.tunnels.dial(ctx, from, tunnelImage, imageID)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	return &pieceReader{conn: conn, stop: stop}, nil
 }
 
 // serveImage is the tunnel service that sends an image to another node.
@@ -141,16 +137,13 @@ func (n *node) serveImage(ctx context.Context, _ string, argument json.RawMessag
 	if err := json.Unmarshal(argument, &id); err != nil {
 		return nil, api.Invalid("argument", "is no image")
 	}
-	if n.agent == nil {
-		return nil, api.Errorf(api.CodeNotFound, "this node is a witness and stores no images")
-	}
 	image, err := n.agent.OpenImage(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	return func(_ context.Context, conn net.Conn) {
 		defer image.Close()
-		if _, err := io.Copy(conn, image); err != nil {
+		if err := sendPieces(conn, image); err != nil {
 			n.logger.Warn("an image was not sent to its end", "image", id, "error", err)
 		}
 	}, nil

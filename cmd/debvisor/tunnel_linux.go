@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -186,6 +187,75 @@ func readJSONLine(r io.Reader, v any) error {
 	}
 	decoder := json.NewDecoder(bytes.NewReader(line))
 	return decoder.Decode(v)
+}
+
+const (
+	pieceBytesMax = 256 << 10
+	pieceIdleMax  = time.Minute // without progress of a transfer
+)
+
+// sendPieces sends r in pieces, each after its length in four bytes. A piece
+// of length 0 says that all was sent: the end of a connection does not.
+func sendPieces(conn net.Conn, r io.Reader) error {
+	buffer := make([]byte, 4+pieceBytesMax)
+	for {
+		n, err := io.ReadFull(r, buffer[4:])
+		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+			return err
+		}
+		_ = conn.SetWriteDeadline(time.Now().Add(pieceIdleMax))
+		binary.BigEndian.PutUint32(buffer, uint32(n))
+		if _, err := conn.Write(buffer[:4+n]); err != nil || n == 0 {
+			return err
+		}
+	}
+}
+
+// pieceReader reads what sendPieces sends.
+type pieceReader struct {
+	conn net.Conn
+	stop func() bool
+	left int // of the present piece
+	done bool
+}
+
+// Read implements io.Reader. An end before the last piece is
+// io.ErrUnexpectedEOF.
+func (p *pieceReader) Read(b []byte) (int, error) {
+	if p.done {
+		return 0, io.EOF
+	}
+	_ = p.conn.SetReadDeadline(time.Now().Add(pieceIdleMax))
+	for p.left == 0 {
+		var head [4]byte
+		if _, err := io.ReadFull(p.conn, head[:]); err != nil {
+			return 0, cutShort(err)
+		}
+		length := binary.BigEndian.Uint32(head[:])
+		if length > pieceBytesMax {
+			return 0, fmt.Errorf("a piece of %d bytes; at most %d are sent", length, pieceBytesMax)
+		}
+		if p.left = int(length); p.left == 0 {
+			p.done = true
+			return 0, io.EOF
+		}
+	}
+	n, err := p.conn.Read(b[:min(len(b), p.left)])
+	p.left -= n
+	return n, cutShort(err)
+}
+
+func cutShort(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// Close implements io.Closer.
+func (p *pieceReader) Close() error {
+	p.stop()
+	return p.conn.Close()
 }
 
 // copyBoth joins two connections until either ends, and closes both.
