@@ -25,8 +25,9 @@ import (
 type Cluster interface {
 	// State is the replica of this node.
 	State() *fsm.FSM
-	// Propose commits an entry and returns what became of it. When it returns,
-	// State has applied the entry.
+	// Propose commits an entry and returns what became of it; a refusal by the
+	// state machine is in the outcome. When it returns without an error, State
+	// has applied the entry.
 	Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error)
 }
 

@@ -57,9 +57,6 @@ func (c *cluster) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error)
 	if failure != nil {
 		return fsm.Outcome{}, failure
 	}
-	if out[0].Err != nil {
-		return out[0], out[0].Err
-	}
 	return out[0], nil
 }
 
@@ -84,7 +81,10 @@ func (c *cluster) count(op string) int {
 
 // try commits an entry of a user or an agent.
 func (c *cluster) try(e fsm.Entry) error {
-	_, err := c.Propose(context.Background(), e)
+	out, err := c.Propose(context.Background(), e)
+	if err == nil && out.Err != nil {
+		return out.Err
+	}
 	return err
 }
 

@@ -112,12 +112,12 @@ func (c *Control) expireSilent(ctx context.Context) {
 		if age <= LeaseExpiry {
 			continue
 		}
-		_, err := c.propose(ctx, fsm.ExpireNode.Entry(fsm.NodeExpire{Node: l.Name, Epoch: l.Epoch, Seq: l.Seq}))
+		out, err := c.propose(ctx, fsm.ExpireNode.Entry(fsm.NodeExpire{Node: l.Name, Epoch: l.Epoch, Seq: l.Seq}))
 		switch {
 		case err == nil:
 			c.log.Warn("node fenced: its VMs stay assigned to it until it returns or its machine is confirmed off",
 				"node", n.Name, "epoch", n.Epoch, "silent", age)
-		case !refused(err):
+		case !refused(out, err):
 			c.log.Warn("node not fenced", "node", n.Name, "error", err)
 			return
 		}

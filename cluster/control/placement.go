@@ -220,9 +220,10 @@ func (p *placement) queue(view *fsm.View, set map[string]struct{}) []*api.VM {
 
 // answer is what became of one proposal of a round.
 type answer struct {
-	vm     *api.VM
-	assign bool
-	err    error
+	vm      *api.VM
+	assign  bool
+	refused bool // by Apply
+	err     error
 }
 
 // place decides and proposes in one go, with a bounded number of proposals in
@@ -252,10 +253,10 @@ func (p *placement) place(ctx context.Context, view *fsm.View, queue []*api.VM) 
 			assigns++
 		}
 		flights.Go(func() error {
-			_, err := p.c.propose(ctx, *e)
+			out, err := p.c.propose(ctx, *e)
 			mu.Lock()
 			defer mu.Unlock()
-			answers = append(answers, answer{vm, assign, err})
+			answers = append(answers, answer{vm, assign, refused(out, err), err})
 			return nil
 		})
 	}
@@ -306,7 +307,7 @@ func (p *placement) learn(answers []answer) int {
 			delete(p.refused, a.vm.ID)
 		case a.err != nil:
 			failures++
-			if a.assign && refused(a.err) {
+			if a.assign && a.refused {
 				p.refused[a.vm.ID] = refusal{p.refused[a.vm.ID].count + 1, api.AsError(a.err).Message}
 			}
 			p.c.log.Debug("placement not committed", "vm", api.Key(a.vm.Tenant, a.vm.Name), "error", a.err)

@@ -42,14 +42,8 @@ func (c *Control) propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error)
 }
 
 // refused reports whether err is the state machine's answer, as opposed to a
-// cluster that cannot commit at the moment.
-func refused(err error) bool {
-	switch api.CodeOf(err) {
-	case "", api.CodeNoLeader, api.CodeUnavailable, api.CodeUnknown, api.CodeInternal:
-		return false
-	}
-	return true
-}
+// cluster that cannot take or commit the entry at the moment.
+func refused(out fsm.Outcome, err error) bool { return err != nil && out.Index > 0 && out.Err != nil }
 
 // backoff is a pause that doubles with every failure in a row.
 type backoff struct{ pause time.Duration }
