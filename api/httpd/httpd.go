@@ -51,7 +51,7 @@ const (
 	WaitsMax            = 10_000           // blocking queries at once
 	StreamsMax          = 2000             // event streams and consoles at once
 	UploadsMax          = 8                // image uploads and backups at once
-	AppliesMax          = 4                // large applies being read at once
+	AppliesMax          = 2                // large applies being read at once
 	ProposeTimeout      = 30 * time.Second // of one change
 	ReadTimeout         = 15 * time.Second // of the barrier before a read, and of min_index
 	StaleLimit          = 5 * time.Second  // without the leader; then no key is trusted for stale reads
@@ -179,6 +179,9 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, policies: policies, log: cfg.Logger, router: mux.NewRouter().SkipClean(true), resources: resources(),
 		metrics: newMetrics(), requests: newGate("requests", RequestsMax), waits: newGate("blocking queries", WaitsMax),
 		streams: newGate("streams", StreamsMax), uploads: newGate("uploads and backups", UploadsMax), applies: newGate("large applies", AppliesMax)}
+	for _, g := range []gate{s.requests, s.waits, s.streams, s.uploads, s.applies} {
+		s.metrics.watchGate(g)
+	}
 	for _, r := range cfg.Rules {
 		s.denies = s.denies || r.Effect == authz.Deny
 	}

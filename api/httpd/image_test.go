@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -152,4 +153,54 @@ func BenchmarkPut(b *testing.B) {
 		i++
 		s.want(201, "PUT", fmt.Sprintf("/v1/networks/n-%d", i), netBody)
 	}
+}
+
+// BenchmarkWake1000 measures from a write to the last of 1,000 answers that
+// waited for it.
+func BenchmarkWake1000(b *testing.B) {
+	s := newServer(b)
+	const waiters = 1000
+	transport := &http.Transport{MaxIdleConnsPerHost: waiters}
+	defer transport.CloseIdleConnections()
+	i := 0
+	for b.Loop() {
+		b.StopTimer()
+		i++
+		done := make(chan error, waiters)
+		before := s.waiting(b)
+		for range waiters {
+			req := s.request("GET", "/v1/networks?limit=1&wait=10m&index="+u(s.f.Index()), "")
+			go func() {
+				resp, err := transport.RoundTrip(req)
+				if err == nil {
+					_, err = io.Copy(io.Discard, resp.Body)
+					_ = resp.Body.Close()
+				}
+				done <- err
+			}()
+		}
+		for s.waiting(b) < before+waiters {
+			runtime.Gosched()
+		}
+		b.StartTimer()
+		s.want(201, "PUT", fmt.Sprintf("/v1/networks/n-%d", i), netBody)
+		for range waiters {
+			if err := <-done; err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
+// waiting is how many blocking queries wait now.
+func (s *server) waiting(tb testing.TB) int {
+	tb.Helper()
+	for line := range strings.Lines(string(s.want(200, "GET", "/metrics", "").body)) {
+		var n int
+		if _, err := fmt.Sscanf(line, `debvisor_http_open{limit="blocking queries"} %d`, &n); err == nil {
+			return n
+		}
+	}
+	tb.Fatal("the metrics lack the blocking queries")
+	return 0
 }

@@ -29,6 +29,12 @@ func newMetrics() *metrics {
 	return m
 }
 
+// watchGate shows how many requests are inside a gate.
+func (m *metrics) watchGate(g gate) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "debvisor_http_open", Help: "Requests being answered, by the limit that they count against.",
+		ConstLabels: prometheus.Labels{"limit": g.name}}, func() float64 { return float64(g.open.Load()) }))
+}
+
 func (m *metrics) observe(method, route string, status int, took time.Duration) {
 	switch method {
 	case http.MethodGet, http.MethodPut, http.MethodPost, http.MethodDelete:

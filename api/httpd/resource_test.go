@@ -26,6 +26,7 @@ func TestObjectsAreCreatedReadChangedAndDeleted(t *testing.T) {
 	if p := s.want(428, "PUT", "/v1/vms/web", change).problem(t); p.Code != api.CodeConflict {
 		t.Fatalf("got %+v", p)
 	}
+	s.want(428, "PUT", "/v1/vms/web", change, "Idempotency-Key", "without-a-revision")
 	s.want(409, "PUT", "/v1/vms/web", change, "If-None-Match", "*")
 	s.want(409, "PUT", "/v1/vms/web", change, "If-Match", `"999"`)
 	s.want(200, "PUT", "/v1/vms/web", change, "If-Match", tag)

@@ -172,7 +172,11 @@ func (x *exchange) put(res resourceOf, in *putInput) error {
 	if revision == 0 {
 		status = http.StatusCreated
 	}
-	return x.change(in.Plan, entry, func(out fsm.Outcome) error { return x.stored(status, res, key, out) })
+	err = x.change(in.Plan, entry, func(out fsm.Outcome) error { return x.stored(status, res, key, out) })
+	if head := res.head(x.s.cfg.Cluster.State().Read(), key); api.CodeOf(err) == api.CodeConflict && revision == 0 && in.IfNoneMatch == "" && head != nil {
+		return revisionMissing(res.kind(), key, head)
+	}
+	return err
 }
 
 func revisionMissing(k api.Kind, key string, head *api.Meta) error {
