@@ -128,3 +128,5 @@ func (f *faults) of(name string) *faultyLog {
 	defer f.mu.Unlock()
 	return f.logs[name]
 }
+
+func newListener() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
