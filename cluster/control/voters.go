@@ -9,10 +9,14 @@ import (
 // Times of the membership controller.
 const (
 	promotionAfter   = 10 * time.Second // healthy and caught up for so long before a node may vote
+	promotionSoon    = 2 * time.Second  // the same while fewer than votersSafe vote: one loss would stop the cluster
 	replacementAfter = 60 * time.Second // dead for so long before another node votes instead
 	orphanAfter      = 10 * time.Second // without a row for so long before a server is removed
 	contactMax       = 2 * time.Second  // since the last contact with a healthy server
 )
+
+// votersSafe is how many voters survive the loss of one.
+const votersSafe = 3
 
 // votersMax is how many servers vote at most, also in between.
 const votersMax = 7
@@ -62,6 +66,7 @@ type Step struct {
 func Voters(members []Member, wanted int) map[string]bool {
 	var ready, dead, staying []Member
 	prospects := 0
+	settled := settleTime(members)
 	for _, m := range members {
 		switch {
 		case !m.Row || !m.Server:
@@ -69,7 +74,7 @@ func Voters(members []Member, wanted int) map[string]bool {
 			ready, staying = append(ready, m), append(staying, m)
 		case m.Voter:
 			dead = append(dead, m)
-		case m.Healthy && m.For >= promotionAfter:
+		case m.Healthy && m.For >= settled:
 			ready = append(ready, m)
 		case !m.dead():
 			prospects++
@@ -82,6 +87,20 @@ func Voters(members []Member, wanted int) map[string]bool {
 	c.fill(dead, sure)
 	c.fill(staying, kept)
 	return c.ids
+}
+
+// settleTime is how long a member must have been healthy before it may vote.
+func settleTime(members []Member) time.Duration {
+	voters := 0
+	for _, m := range members {
+		if m.Voter {
+			voters++
+		}
+	}
+	if voters < votersSafe {
+		return promotionSoon
+	}
+	return promotionAfter
 }
 
 // odd is n, or the number below when n is even: an even number of voters
