@@ -209,6 +209,33 @@ func TestPlanEqualsApply(t *testing.T) {
 	}
 }
 
+func TestGenIsNeverUsedAgainForAnID(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.do(fsm.RegisterNode.Entry(fsm.NodeRegister{ID: nodeID(1), Address: "127.0.0.1:7443", ClusterVersion: fsm.VersionMax}))
+	assign := func() uint64 {
+		t.Helper()
+		id := fsm.VMs.Get(c.f.Read(), "default/web").ID
+		node := fsm.Nodes.Get(c.f.Read(), "node1")
+		c.do(fsm.AssignInstance.Entry(fsm.Assignment{VM: id, Node: "node1", Epoch: node.Epoch}))
+		return fsm.Instances.Get(c.f.Read(), id).Gen
+	}
+	put(c, fsm.VMs.Put, vm("web"))
+	before := *fsm.VMs.Get(c.f.Read(), "default/web")
+	first := assign()
+	c.do(fsm.VMs.Delete("default", "web", before.Modified))
+	c.do(fsm.ConfirmOffNode.Entry(fsm.NodeConfirmOff{Node: "node1", Epoch: 1}))
+	c.do(fsm.RegisterNode.Entry(fsm.NodeRegister{ID: nodeID(1), PrevEpoch: 1, Address: "127.0.0.1:7443", ClusterVersion: fsm.VersionMax}))
+	again := vm("web")
+	again.ID = before.ID
+	if out := put(c, fsm.VMs.Put, again); out.Err != nil {
+		t.Fatal(out.Err)
+	}
+	if second := assign(); second <= first {
+		t.Fatalf("gen %d after %d: a guest of the deleted VM could pass for the new one", second, first)
+	}
+}
+
 // BenchmarkApplyPut puts into a table of 100,000 VMs in batches of 64.
 func BenchmarkApplyPut(b *testing.B) {
 	c := newCluster(b)

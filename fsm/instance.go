@@ -15,8 +15,8 @@ type Assignment struct {
 	Decision api.Decision `json:"decision"`
 }
 
-// AssignInstance gives a VM that nobody owns to a live node: gen grows by one,
-// and the VM's volumes that exist nowhere yet are to be made there.
+// AssignInstance gives a VM that nobody owns to a live node: gen grows, for an
+// ID for ever, and the VM's volumes that exist nowhere yet are to be made there.
 var AssignInstance = transition("instance.assign", Instances, assignInstance)
 
 func assignInstance(tx *Tx, in Assignment) (*api.Instance, *api.Error) {
@@ -50,8 +50,12 @@ func assignInstance(tx *Tx, in Assignment) (*api.Instance, *api.Error) {
 	}
 	decision := in.Decision
 	decision.At = tx.Time
+	gen := i.Gen + 1
+	if i.Gen == 0 {
+		gen = tx.Index // higher than any gen of a deleted VM that had this ID
+	}
 	return Instances.put(tx, api.Instance{
-		Meta: api.Meta{Name: in.VM, ID: in.VM}, VM: api.Key(vm.Tenant, vm.Name), Gen: i.Gen + 1,
+		Meta: api.Meta{Name: in.VM, ID: in.VM}, VM: api.Key(vm.Tenant, vm.Name), Gen: gen,
 		Owner: in.Node, OwnerEpoch: in.Epoch, Decision: &decision, AssignedAt: tx.Time,
 		State: api.InstanceAssigned, Restarts: i.Restarts,
 	}), nil
