@@ -189,8 +189,10 @@ func (s *Server) lead(ctx context.Context) {
 		e.leave()
 		s.logger.Info("this node no longer leads", "term", term)
 	}()
-	if !s.commitPending(ctx) {
-		return
+	for !s.commitPending(ctx) {
+		if !waitFor(ctx, leadRetry) {
+			return
+		}
 	}
 	var loops sync.WaitGroup
 	loops.Go(func() { s.watchPeers(ctx) })
