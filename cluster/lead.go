@@ -84,7 +84,7 @@ func (l *leadership) set(e *epoch) {
 // for run to return before a later leadership begins. A run that returns early
 // is started again after a second. Lead blocks until ctx ends.
 func (s *Server) Lead(ctx context.Context, run func(context.Context) error) error {
-	for {
+	for ctx.Err() == nil {
 		e, changed := s.leading.watch()
 		if e != nil && e.join() {
 			s.runLoop(ctx, e, run)
@@ -98,6 +98,7 @@ func (s *Server) Lead(ctx context.Context, run func(context.Context) error) erro
 			return nil
 		}
 	}
+	return nil
 }
 
 func (s *Server) runLoop(ctx context.Context, e *epoch, run func(context.Context) error) {
