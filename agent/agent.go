@@ -102,8 +102,12 @@ type stats struct {
 	Starts, Stops, Failures atomic.Uint64
 }
 
-// New makes an agent. It starts nothing.
-func New(cfg Config) *Agent {
+// New makes an agent. It starts nothing. It fails when the Config lacks what
+// every agent needs.
+func New(cfg Config) (*Agent, error) {
+	if cfg.Cluster == nil || cfg.Renew == nil || cfg.ID == "" || cfg.Name == "" {
+		return nil, errors.New("agent: identity, name, cluster and renewals are needed")
+	}
 	if cfg.Workers <= 0 {
 		cfg.Workers = DefaultWorkers
 	}
@@ -113,7 +117,7 @@ func New(cfg Config) *Agent {
 	a := &Agent{cfg: cfg, log: cfg.Logger}
 	a.domains = newDomains()
 	a.queue = newQueue(cfg.Workers, a.handle)
-	return a
+	return a, nil
 }
 
 // Run registers the node and works until ctx ends, which is no error. It waits

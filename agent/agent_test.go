@@ -121,7 +121,7 @@ func (h *host) start() {
 	}
 	h.hv = hv
 	before := h.epoch()
-	h.agent = agent.New(agent.Config{ID: h.id, Name: h.name, DataDir: h.dir, Address: "127.0.0.1:1", Cluster: h.log,
+	h.agent, err = agent.New(agent.Config{ID: h.id, Name: h.name, DataDir: h.dir, Address: "127.0.0.1:1", Cluster: h.log,
 		Hypervisor: hv, Storage: map[string]plugins.Storage{api.PoolDir: storage}, Network: network,
 		Fetch: func(ctx context.Context, node, image string) (io.ReadCloser, error) {
 			h.fetched.Add(1)
@@ -131,6 +131,9 @@ func (h *host) start() {
 			_, err := h.log.Propose(ctx, fsm.RenewNodes.Entry(fsm.Renewals{Renewals: []fsm.Renewal{r}}))
 			return err
 		}})
+	if err != nil {
+		h.t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- h.agent.Run(ctx) }()
