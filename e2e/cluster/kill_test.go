@@ -12,7 +12,10 @@ import (
 // TestLeaderKillLosesNothing kills the leader again and again under load.
 func TestLeaderKillLosesNothing(t *testing.T) {
 	t.Parallel()
-	c := harness.Start(t, harness.Options{})
+	leaderKill(t, harness.Start(t, harness.Options{}))
+}
+
+func leaderKill(t *testing.T, c *harness.Cluster) {
 	load := harness.StartLoad(t, c, 4)
 	load.Grow(50, 20*time.Second)
 	for range 3 {

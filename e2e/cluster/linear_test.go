@@ -32,7 +32,10 @@ const (
 // the history with porcupine. Watchers check the event stream and stale reads
 // of each node meanwhile.
 func TestHTTPIsLinearizable(t *testing.T) {
-	c := harness.Start(t, harness.Options{})
+	linearizable(t, harness.Start(t, harness.Options{}))
+}
+
+func linearizable(t *testing.T, c *harness.Cluster) {
 	h := &history{began: time.Now(), revisions: map[string]uint64{}}
 	ctx, cancel := context.WithCancel(t.Context())
 

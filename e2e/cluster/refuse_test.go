@@ -17,21 +17,20 @@ import (
 // that something is wrong with. Each ends, names what is wrong and what to do.
 func TestNodeRefusesToGuess(t *testing.T) {
 	t.Parallel()
-	c := harness.Start(t, harness.Options{Nodes: 1})
-	c.Must("vm", "create", "guest", "--cpus", "1", "--memory", "64MiB")
+	c := harness.Single(t)
 	load := harness.StartLoad(t, c, 4)
 	load.Grow(300, 60*time.Second)
 	load.Stop()
 	good := c.Nodes[0]
-	second := c.Run("init", "--data-dir", good.DataDir(), "--name", "again", "--advertise", good.Address)
-	if second.Status != 4 || !strings.Contains(second.Stderr, "debvisor agent") {
-		t.Errorf("a second init was not refused with the next step: %v", second)
-	}
 	busy := harness.Run(t, nil, "agent", "--config", good.ConfigFile())
 	if busy.Status == 0 || !strings.Contains(busy.Stderr, "in use by another process") {
 		t.Errorf("a second agent on one directory was not refused: %v", busy)
 	}
 	c.Shutdown()
+	second := c.Run("init", "--data-dir", good.DataDir(), "--name", "again", "--advertise", good.Address)
+	if second.Status != 4 || !strings.Contains(second.Stderr, "debvisor agent") {
+		t.Errorf("a second init was not refused with the next step: %v", second)
+	}
 
 	other := t.TempDir()
 	if r := harness.Run(t, nil, "init", "--data-dir", other, "--name", "node1", "--advertise", good.Address); r.Status != 0 {

@@ -130,6 +130,9 @@ func (c *Cluster) Shutdown() {
 // cleanUp ends the nodes that survived dev and shows their logs after a
 // failure.
 func (c *Cluster) cleanUp() {
+	if c.t.Failed() && c.Dev != nil {
+		c.t.Log(c.Dev.Log())
+	}
 	for _, n := range c.Nodes {
 		if pid, err := n.pid(); err == nil && alive(pid) && n.is(pid) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)

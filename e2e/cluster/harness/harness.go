@@ -25,7 +25,8 @@ const (
 	CommandTimeout = 60 * time.Second // of one command
 	StopTimeout    = 45 * time.Second // of a cluster that is told to end
 	pollEvery      = 20 * time.Millisecond
-	logTailBytes   = 6 << 10 // of each log, when a test fails
+	logTailBytes   = 8 << 10 // of each log, when a test fails
+	logReadBytes   = 1 << 20 // of which so much is looked at
 )
 
 // Main builds the binary unless BinaryEnv names one, runs the tests and

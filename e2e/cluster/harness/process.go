@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -20,19 +21,14 @@ type Process struct {
 }
 
 // StartProcess starts a program whose output goes to the end of a file. env is
-// added to the environment of the test.
+// added to the environment of the test. It is killed when the test ends.
 func StartProcess(t testing.TB, logName string, env []string, program string, args ...string) *Process {
 	t.Helper()
 	p, err := startProcess(logName, env, program, args...)
 	if err != nil {
 		t.Fatalf("start %s: %v", program, err)
 	}
-	t.Cleanup(func() {
-		p.Kill()
-		if t.Failed() {
-			t.Logf("%s %v\n%s", program, args, tail(logName))
-		}
-	})
+	t.Cleanup(p.Kill)
 	return p
 }
 
@@ -112,21 +108,28 @@ func (p *Process) Exit(t testing.TB, timeout time.Duration) int {
 // Log is what the process has written so far, from its end.
 func (p *Process) Log() string { return tail(p.logName) }
 
-// tail is the end of a file.
+// tail is the end of a file, without what went well.
 func tail(name string) string {
 	f, err := os.Open(name)
 	if err != nil {
 		return err.Error()
 	}
 	defer func() { _ = f.Close() }()
-	if stat, err := f.Stat(); err == nil && stat.Size() > logTailBytes {
-		_, _ = f.Seek(-logTailBytes, io.SeekEnd)
+	if stat, err := f.Stat(); err == nil && stat.Size() > logReadBytes {
+		_, _ = f.Seek(-logReadBytes, io.SeekEnd)
 	}
-	raw, err := io.ReadAll(io.LimitReader(f, logTailBytes))
+	raw, err := io.ReadAll(io.LimitReader(f, logReadBytes))
 	if err != nil {
 		return err.Error()
 	}
-	return fmt.Sprintf("--- end of %s\n%s", name, raw)
+	var b strings.Builder
+	for line := range strings.Lines(string(raw)) {
+		if !strings.Contains(line, "http: request:") || strings.Contains(line, " status=5") && !strings.Contains(line, "/health/") {
+			b.WriteString(line)
+		}
+	}
+	text := b.String()
+	return fmt.Sprintf("--- end of %s\n%s", name, text[max(0, len(text)-logTailBytes):])
 }
 
 // alive reports whether a process runs. One that has ended and was not waited
