@@ -200,7 +200,8 @@ func safe(members []Member, kind StepKind, subject *Member) bool {
 			continue
 		}
 		voters++
-		if m.Healthy || m.Leader {
+		// A voter without a row was removed: its process ends as soon as it knows.
+		if m.Healthy && m.Row || m.Leader {
 			healthy++
 		}
 	}

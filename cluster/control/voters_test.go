@@ -106,6 +106,8 @@ func TestNextStepIsSafe(t *testing.T) {
 		{"then demote", members("a . L", "b . v", "c . v", "d . v"), "acd", control.StepDemote, "b"},
 		{"never the leader", members("a . L", "b . v", "c . v"), "bc", control.StepNone, ""},
 		{"with seven voters demote first", members("a . L", "b . v", "c . v", "d . v", "e . v", "f . v", "g . v", "h"), "abcdefh", control.StepDemote, "g"},
+		{"a removed voter does not count, even while it answers", members("a . L", "b . v", "c . v-n"), "a", control.StepNone, ""},
+		{"it goes first", members("a . L", "b . v", "c . v-"), "a", control.StepRemove, "c"},
 		{"a promotion that would lose the quorum waits", members("a . L", "b . vd", "c . vd", "d"), "acd", control.StepNone, ""},
 		{"a demotion that would lose the quorum waits", members("a . L", "b . v", "c . vd", "d . vd"), "acd", control.StepNone, ""},
 		{"another that would not goes first", members("a . L", "b . v", "c . vd"), "a", control.StepDemote, "c"},

@@ -148,6 +148,9 @@ func (d *dev) start(ctx context.Context) error {
 	if err := d.provideImages(ctx, c); err != nil {
 		return err
 	}
+	if err := d.waitVoters(ctx, c); err != nil {
+		return err
+	}
 	return d.writeEnv()
 }
 
@@ -227,6 +230,28 @@ func (d *dev) waitNodes(ctx context.Context, c *client.Client) error {
 			missing = append(missing, strings.TrimSpace(n.Name+" "+n.Hypervisor.Reason))
 		}
 		return ready >= len(d.nodes), fmt.Sprintf("%d of %d nodes report; not yet: %s", ready, len(d.nodes), strings.Join(missing, ", "))
+	})
+}
+
+// waitVoters waits until as many nodes vote as should: before that the loss of
+// one would stop the cluster.
+func (d *dev) waitVoters(ctx context.Context, c *client.Client) error {
+	wanted := min(len(d.nodes), api.VotersMax)
+	if wanted%2 == 0 {
+		wanted--
+	}
+	return d.until(ctx, "the voters", func() (bool, string) {
+		status, err := c.Status(ctx)
+		if err != nil {
+			return false, err.Error()
+		}
+		voters := 0
+		for _, m := range status.Members {
+			if m.Voter {
+				voters++
+			}
+		}
+		return voters >= wanted, fmt.Sprintf("%d of %d nodes vote", voters, wanted)
 	})
 }
 
