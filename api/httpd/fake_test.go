@@ -37,7 +37,7 @@ type fake struct {
 
 	fail     func(fsm.Entry) error // instead of proposing; may be nil
 	consoles func() (io.ReadWriteCloser, error)
-	imported bytes.Buffer
+	imported bytes.Buffer // guarded by mu while requests run
 	notReady []string
 	contact  time.Duration
 	shutdown chan struct{}
@@ -132,8 +132,11 @@ func (c *fake) Open(context.Context, *api.VM, *api.Instance, bool) (io.ReadWrite
 }
 
 func (c *fake) Import(_ context.Context, image *api.Image, r io.Reader) error {
-	c.imported.Reset()
-	n, err := io.Copy(&c.imported, r)
+	var got bytes.Buffer
+	n, err := io.Copy(&got, r)
+	c.mu.Lock()
+	c.imported = got
+	c.mu.Unlock()
 	if err == nil && n != image.SizeBytes {
 		err = api.Invalid("size_bytes", "got %d bytes", n)
 	}
@@ -305,8 +308,8 @@ func (s *server) runOn(key string) {
 	s.tb.Helper()
 	s.do(fsm.RegisterNode.Entry(fsm.NodeRegister{ID: nodeID, Nonce: "n", Address: "127.0.0.1:7443"}))
 	vm := fsm.VMs.Get(s.f.Read(), key)
-	s.do(fsm.AssignInstance.Entry(fsm.Assignment{VM: vm.ID, Node: "node1", Epoch: 1, Decision: api.Decision{Node: "node1", Summary: "the only node that fits"}}))
-	s.do(fsm.ReportInstance.Entry(fsm.InstanceReport{VM: vm.ID, Gen: 1, Node: "node1", Epoch: 1, State: api.InstanceRunning}))
+	assigned := s.do(fsm.AssignInstance.Entry(fsm.Assignment{VM: vm.ID, Node: "node1", Epoch: 1, Decision: api.Decision{Node: "node1", Summary: "the only node that fits"}}))
+	s.do(fsm.ReportInstance.Entry(fsm.InstanceReport{VM: vm.ID, Gen: assigned.Row.(*api.Instance).Gen, Node: "node1", Epoch: 1, State: api.InstanceRunning}))
 }
 
 func u(n uint64) string { return fmt.Sprint(n) }

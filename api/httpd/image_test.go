@@ -109,21 +109,21 @@ func manyVMs(tb testing.TB, s *server, n int) {
 	}
 }
 
-// TestALongListIsOnePage lists 20,000 VMs; the benchmark measures the time.
+// TestALongListIsOnePage: the benchmark below does it with 20,000 and measures.
 func TestALongListIsOnePage(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
-	manyVMs(t, s, 20_000)
+	manyVMs(t, s, 5000)
 	var page struct {
 		Items []api.Meta `json:"items"`
 		Next  string     `json:"next"`
 	}
 	s.want(200, "GET", "/v1/vms?limit=50000", "").into(t, &page)
-	if len(page.Items) != 20_000 || page.Next != "" {
+	if len(page.Items) != 5000 || page.Next != "" {
 		t.Fatalf("got %d, next %q", len(page.Items), page.Next)
 	}
 	s.want(200, "GET", "/v1/vms?label=number=7&limit=1000", "").into(t, &page)
-	if len(page.Items) != 200 {
+	if len(page.Items) != 50 {
 		t.Fatalf("got %d", len(page.Items))
 	}
 }
