@@ -23,7 +23,7 @@ const (
 	hashesEvery   = 15 // polls between two comparisons of the state
 )
 
-// Server is one member of the Raft configuration.
+// Membership is one member of the Raft configuration.
 type Membership struct {
 	Peer
 	Voter bool `json:"voter"`
