@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -175,7 +176,7 @@ func (d *dev) admit(ctx context.Context, c *client.Client, n *devNode) error {
 		return fmt.Errorf("token for %s: %w", n.name, err)
 	}
 	p := n.place()
-	if err := p.join(ctx, d.a, secret.Token+"@"+d.nodes[0].address); err != nil {
+	if err := p.join(ctx, d.a, secret.Token+"@"+d.present()[0].address); err != nil {
 		return fmt.Errorf("join %s: %w", n.name, err)
 	}
 	return d.spawn(n)
@@ -194,10 +195,15 @@ func (d *dev) client() (*client.Client, error) {
 
 func (d *dev) addresses() []string {
 	var out []string
-	for _, n := range d.nodes {
+	for _, n := range d.present() {
 		out = append(out, n.address)
 	}
 	return out
+}
+
+// present are the nodes that were not removed from the cluster.
+func (d *dev) present() []*devNode {
+	return slices.DeleteFunc(slices.Clone(d.nodes), func(n *devNode) bool { return n.removed })
 }
 
 func (d *dev) caFile() string { return filepath.Join(d.nodes[0].dataDir(), "ca.pem") }
@@ -229,21 +235,22 @@ func (d *dev) waitNodes(ctx context.Context, c *client.Client) error {
 			}
 			missing = append(missing, strings.TrimSpace(n.Name+" "+n.Hypervisor.Reason))
 		}
-		return ready >= len(d.nodes), fmt.Sprintf("%d of %d nodes report; not yet: %s", ready, len(d.nodes), strings.Join(missing, ", "))
+		wanted := len(d.present())
+		return ready >= wanted, fmt.Sprintf("%d of %d nodes report; not yet: %s", ready, wanted, strings.Join(missing, ", "))
 	})
 }
 
 // waitVoters waits until as many nodes vote as should: before that the loss of
 // one would stop the cluster.
 func (d *dev) waitVoters(ctx context.Context, c *client.Client) error {
-	wanted := min(len(d.nodes), api.VotersMax)
-	if wanted%2 == 0 {
-		wanted--
-	}
 	return d.until(ctx, "the voters", func() (bool, string) {
 		status, err := c.Status(ctx)
 		if err != nil {
 			return false, err.Error()
+		}
+		wanted := min(len(d.present()), api.VotersMax)
+		if wanted%2 == 0 {
+			wanted-- // an even number tolerates no more losses
 		}
 		voters := 0
 		for _, m := range status.Members {
@@ -267,12 +274,28 @@ func (d *dev) until(ctx context.Context, what string, ready func() (bool, string
 		}
 		select {
 		case n := <-d.died:
-			return n.lastWords()
+			if err := d.bury(n); err != nil {
+				return err
+			}
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %s: %w: %s; look at the logs in %s", what, context.Cause(ctx), last, filepath.Join(d.dir, "node*", "log"))
 		case <-ticker.C:
 		}
 	}
+}
+
+// bury takes note of a node that died while the cluster starts: an error,
+// unless it was removed from the cluster, in which case the others go on.
+func (d *dev) bury(n *devNode) error {
+	if !n.wasRemoved() {
+		return n.lastWords()
+	}
+	n.removed = true
+	d.a.notef("%s was removed from the cluster; to make it anew, delete %s", n.name, n.dir)
+	if len(d.present()) == 0 {
+		return n.lastWords()
+	}
+	return nil
 }
 
 // writeEnv makes the file that says that the cluster is ready, at once.
@@ -304,7 +327,7 @@ func (d *dev) watch(ctx context.Context) error {
 			return nil
 		case n := <-d.died:
 			d.a.notef("%v", n.lastWords())
-			if d.options.respawn {
+			if d.options.respawn && !n.wasRemoved() {
 				if err := d.spawn(n); err != nil {
 					return err
 				}

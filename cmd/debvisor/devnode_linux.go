@@ -25,6 +25,7 @@ type devNode struct {
 	dir     string
 	address string
 	socket  string // of its libvirtd; empty: the usual one
+	removed bool   // from the cluster; it does not start again
 	pid     atomic.Int64
 	exited  chan struct{} // closed when the process has ended; nil before the first start
 	err     error         // why it ended; valid once exited is closed
@@ -94,6 +95,13 @@ func (d *dev) running() int {
 		}
 	}
 	return count
+}
+
+// wasRemoved reports whether the process ended because the node is no member
+// any more.
+func (n *devNode) wasRemoved() bool {
+	exit, ok := errors.AsType[*exec.ExitError](n.err)
+	return ok && exit.ExitCode() == statusRemoved
 }
 
 // lastWords is the error of a node that died, with the end of its log.

@@ -107,7 +107,8 @@ func describe(err error) string {
 		lines[i] = clean(line)
 	}
 	text := strings.Join(lines, "\n")
-	if e, ok := errors.AsType[*api.Error](err); ok && e.Next == "" {
+	// A node cannot know where a command takes its key from.
+	if e, ok := errors.AsType[*api.Error](err); ok && (e.Next == "" || e.Code == api.CodeUnauthenticated) {
 		if next := nextStep(e.Code); next != "" {
 			text += "; " + next
 		}
