@@ -216,7 +216,13 @@ func (x *exchange) applyParts(plan bool, parts []api.Apply) error {
 		}
 	}
 	x.index(out.Index)
-	return x.answer(http.StatusAccepted, api.Applied{Index: out.Index, Task: fsm.Tasks.Get(x.s.cfg.Cluster.State().Read(), api.PartName(set, len(parts)-1))})
+	done := api.Applied{Index: out.Index}
+	if task := fsm.Tasks.Get(x.s.cfg.Cluster.State().Read(), api.PartName(set, len(parts)-1)); task != nil {
+		shown := *task
+		summarizePart(&shown)
+		done.Task = &shown
+	}
+	return x.answer(http.StatusAccepted, done)
 }
 
 // ApplyParts carries out the tasks of verb TaskApply, which large applies

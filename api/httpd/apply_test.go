@@ -148,6 +148,11 @@ func TestALargeApplyStopsAtItsFirstFailure(t *testing.T) {
 	if err := json.Unmarshal(done.Task.Args, &part); err != nil {
 		t.Fatal(err)
 	}
+	for _, path := range []string{"/v1/tasks", "/v1/audit?limit=1000", "/v1/tasks/" + done.Task.Name} {
+		if body := s.want(200, "GET", path, "").body; strings.Contains(string(body), "xxxx") || !strings.Contains(string(body), part.Set) {
+			t.Fatalf("%s shows the objects of a part, or not the part", path)
+		}
+	}
 	task := func(n int) *api.Task { return fsm.Tasks.Get(s.f.Read(), api.PartName(part.Set, n)) }
 	do := httpd.ApplyParts(s)
 	if err := do(t.Context(), task(0), nil); api.CodeOf(err) != api.CodeConflict {

@@ -59,6 +59,10 @@ func (x *exchange) authenticate() error {
 			return nil
 		}
 	}
+	// Right after its start a node may not know a key that is good.
+	if x.s.cfg.LeaderContact() > StaleLimit {
+		return api.Errorf(api.CodeUnavailable, "this node has not heard from the leader and cannot check the key").Do("ask another node, or try again in a moment")
+	}
 	return badKey()
 }
 

@@ -1,6 +1,7 @@
 package httpd
 
 import (
+	"bytes"
 	"encoding/json"
 	"iter"
 
@@ -36,9 +37,10 @@ type resourceOf interface {
 type resource[T any, P object[T]] struct {
 	k      api.Kind
 	table  fsm.Table[T, P]
-	hide   func(*T)            // removes what clients must not see; nil: nothing
-	belong func(*T) string     // tenant of a row whose key does not say it; nil: none
-	revive func(*fsm.View, *T) // mends what a row of the past refers to; nil: nothing
+	hide   func(*T)                       // removes what clients must not see; nil: nothing
+	plain  func(row json.RawMessage) bool // nothing to hide in this row; nil: look always
+	belong func(*T) string                // tenant of a row whose key does not say it; nil: none
+	revive func(*fsm.View, *T)            // mends what a row of the past refers to; nil: nothing
 }
 
 func of[T any, P object[T]](table fsm.Table[T, P]) *resource[T, P] {
@@ -57,6 +59,9 @@ func resources() map[string]resourceOf {
 	instances.belong = func(i *api.Instance) string { return tenantOfKey(i.VM) }
 	replicas.belong = func(r *api.Replica) string { return tenantOfKey(r.Of) }
 	tasks.belong = func(t *api.Task) string { return t.Tenant }
+	// The parts of a large apply hold whole objects, which have rows of their own.
+	tasks.hide = summarizePart
+	tasks.plain = func(row json.RawMessage) bool { return !bytes.Contains(row, []byte(`"`+api.TaskApply+`"`)) }
 	vms := of(fsm.VMs)
 	vms.revive = reviveVM
 	all := map[string]resourceOf{}
@@ -65,6 +70,27 @@ func resources() map[string]resourceOf {
 		all[r.kind().Name] = r
 	}
 	return all
+}
+
+// summarizePart leaves of a part's arguments which part it is, and how many
+// objects it holds.
+func summarizePart(t *api.Task) {
+	var part api.ApplyPart
+	if t.Verb != api.TaskApply || json.Unmarshal(t.Args, &part) != nil {
+		return
+	}
+	args, err := json.Marshal(partSummary{Set: part.Set, Part: part.Part, Parts: part.Parts, Objects: len(part.Operations)})
+	if err == nil {
+		t.Args = args
+	}
+}
+
+// partSummary is what clients see of an api.ApplyPart.
+type partSummary struct {
+	Set     string `json:"set"`
+	Part    int    `json:"part"`
+	Parts   int    `json:"parts"`
+	Objects int    `json:"objects"`
 }
 
 func tenantOfKey(key string) string {
@@ -113,7 +139,7 @@ func (r *resource[T, P]) watchKey(view *fsm.View, key string) <-chan struct{} {
 
 // show is the row as clients may see it.
 func (r *resource[T, P]) show(row json.RawMessage) json.RawMessage {
-	if r.hide == nil || len(row) == 0 {
+	if r.hide == nil || len(row) == 0 || r.plain != nil && r.plain(row) {
 		return row
 	}
 	var v T
