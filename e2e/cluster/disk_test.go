@@ -58,7 +58,7 @@ func fillDisk(t *testing.T, c *harness.Cluster, n *harness.Node, load *harness.L
 	})
 	t.Logf("%s: full; noticed after %v, ended: %v", n.Name, time.Since(began).Round(time.Millisecond), ended)
 	took := load.Grow(50, 30*time.Second)
-	t.Logf("the others acknowledged again after %v", took.Round(time.Millisecond))
+	t.Logf("no write was acknowledged for %v", took)
 	if !ended {
 		_, err := tenants(c.Client(3*time.Second, n)).Put(t.Context(), &api.Tenant{Meta: api.Meta{Name: "refused"}})
 		if err != nil && !strings.Contains(err.Error(), "journal") && !strings.Contains(err.Error(), "space") {

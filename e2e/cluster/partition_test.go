@@ -132,7 +132,7 @@ func (s *site) leaderIsCutOff(load *harness.Load) {
 
 	s.isolate(i)
 	took := load.Grow(20, 20*time.Second)
-	s.t.Logf("leader %s isolated: the majority acknowledged again after %v", leader.Name, took.Round(time.Millisecond))
+	s.t.Logf("leader %s isolated: the majority acknowledged nothing for %v", leader.Name, took)
 	r := s.inside(i, 6, "tenant", "create", "minority", "--addr", leader.Address)
 	s.t.Logf("the minority refused after %v: %s", r.Took.Round(time.Millisecond), strings.TrimSpace(r.Stderr))
 	s.inside(i, 6, "cluster", "status", "--addr", leader.Address)
@@ -166,7 +166,7 @@ func (s *site) leaderIsMute(load *harness.Load) {
 		s.mute(i, s.index(other))
 	}
 	took := load.Grow(20, 20*time.Second)
-	s.t.Logf("leader %s mute: writes went on after %v", leader.Name, took.Round(time.Millisecond))
+	s.t.Logf("leader %s mute: no write was acknowledged for %v", leader.Name, took)
 	for _, other := range s.Others(leader) {
 		s.unmute(i, s.index(other))
 	}

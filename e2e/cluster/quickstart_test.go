@@ -181,7 +181,7 @@ func everyListHasEveryFormat(t *testing.T, c *harness.Cluster) {
 			}
 		}
 	}
-	for _, args := range [][]string{{"cluster", "status"}, {"vm", "show", "web"}, {"why", "vm/web"}, {"history", "vm/web"},
+	for _, args := range [][]string{{"cluster", "status"}, {"vm", "show", "web"}, {"history", "vm/web"},
 		{"audit", "list", "--limit", "20"}, {"events", "--after", "1", "--limit", "5"}, {"doctor", "--client"}} {
 		narrow(t, c.Must(args...))
 	}

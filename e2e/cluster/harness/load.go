@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -70,37 +71,47 @@ func (l *Load) Count() int {
 	return len(l.acked)
 }
 
-// Grow waits until n more writes are acknowledged and returns how long the
-// first of them took.
+// Grow waits until n more writes are acknowledged. It returns the longest time
+// between two acknowledgements since it was called before, which is how long a
+// fault in between has stopped all writes.
 func (l *Load) Grow(n int, timeout time.Duration) time.Duration {
 	l.t.Helper()
-	before, began, first := l.Count(), time.Now(), time.Duration(0)
+	before := l.Count()
 	Until(l.t, timeout, fmt.Sprintf("%d more writes are acknowledged", n), func() (bool, string) {
 		count := l.Count()
-		if count > before && first == 0 {
-			first = time.Since(began)
-		}
-		return count >= before+n, fmt.Sprintf("%d were; last refusal: %v", count-before, l.someFailure())
+		return count >= before+n, fmt.Sprintf("%d were; refusals: %s", count-before, l.refusals())
 	})
-	return first
-}
-
-func (l *Load) someFailure() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	gap := l.longest
+	l.longest = 0
+	return gap.Round(time.Millisecond)
+}
+
+// refusals counts the failures by their codes, with one of each.
+func (l *Load) refusals() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	counts, examples := map[api.Code]int{}, map[api.Code]error{}
 	for _, err := range l.failed {
-		return err
+		counts[api.CodeOf(err)]++
+		examples[api.CodeOf(err)] = err
 	}
-	return nil
+	text := "none"
+	for code, n := range counts {
+		text += fmt.Sprintf("; %d %s, as %v", n, code, examples[code])
+	}
+	return strings.TrimPrefix(text, "none; ")
 }
 
 // Stop ends the writers and returns what was acknowledged.
 func (l *Load) Stop() map[string]uint64 {
 	l.cancel()
 	l.done.Wait()
+	refusals := l.refusals()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.t.Logf("%d writes acknowledged, %d without an answer; longest time between two: %v", len(l.acked), len(l.failed), l.longest.Round(time.Millisecond))
+	l.t.Logf("%d writes acknowledged, %d not: %s", len(l.acked), len(l.failed), refusals)
 	return maps.Clone(l.acked)
 }
 
