@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -21,6 +22,7 @@ import (
 
 const (
 	configDefault = "/etc/debvisor/agent.hcl"
+	catchUpPause  = 100 * time.Millisecond
 	drainTimeout  = 30 * time.Second // for requests in progress when the node stops
 )
 
@@ -112,6 +114,7 @@ type node struct {
 	machine  *machine // nil on a witness
 	agent    *agent.Agent
 	http     *http.Server
+	caughtUp atomic.Bool   // once since the start the state was the leader's
 	stopping chan struct{} // closed when streams and waits must end
 	fatal    chan cluster.Fatal
 }
@@ -219,10 +222,21 @@ func removalError(err error) error {
 	return err
 }
 
-// announce says that the node serves, once it knows a leader and the state.
+// announce says that the node serves, once it has the leader's state.
 func (n *node) announce(ctx context.Context) {
-	if err := n.server.WaitReady(ctx); err != nil {
-		return // it is stopping
+	for !n.caughtUp.Load() {
+		if err := n.server.WaitReady(ctx); err != nil {
+			return // it is stopping
+		}
+		if _, err := n.server.ReadIndex(ctx); err == nil {
+			n.caughtUp.Store(true)
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(catchUpPause):
+		}
 	}
 	n.logger.Info("ready", "node", n.server.Self().Name, "address", n.server.Self().Address, "cluster", n.server.ClusterID())
 	if err := notifySystemd(n.app.env, "READY=1"); err != nil {

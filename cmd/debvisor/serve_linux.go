@@ -56,8 +56,8 @@ func (n *node) serveAPI() error {
 // leaderContact is the time since this node heard of its leader.
 func (n *node) leaderContact() time.Duration {
 	stats := n.server.Stats()
-	if stats.Leader.ID == "" {
-		return time.Hour // nobody leads: nothing is trusted for stale reads
+	if stats.Leader.ID == "" || !n.caughtUp.Load() {
+		return time.Hour // nothing is trusted for stale reads, and a key may be good that is not known
 	}
 	return stats.LastContact
 }
@@ -152,6 +152,9 @@ func (n *node) serveImage(ctx context.Context, _ string, argument json.RawMessag
 // unready is why this node should get no requests, if it should not.
 func (n *node) unready() []string {
 	reasons := n.server.Unready()
+	if !n.caughtUp.Load() {
+		reasons = append(reasons, "the node has not caught up with the leader since its start")
+	}
 	select {
 	case <-n.stopping:
 		return append(reasons, "the node is stopping")
