@@ -188,7 +188,14 @@ func (c *Client) send(ctx context.Context, address string, call *call, body []by
 	if call.in != nil {
 		reader = bytes.NewReader(body)
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	limit := attemptMax + call.wait
+	patience := time.AfterFunc(limit, cancel)
 	resp, err := c.open(ctx, address, call, reader)
+	if !patience.Stop() && err != nil {
+		return Answer{}, &failure{fmt.Errorf("did not answer within %v", limit), address}
+	}
 	if err != nil {
 		return Answer{}, err
 	}

@@ -33,6 +33,9 @@ const (
 	backoffMin      = 50 * time.Millisecond
 	backoffMax      = time.Second
 	dialTimeout     = 5 * time.Second
+	attemptMax      = 10 * time.Second // until one node's answer begins; then the next is tried
+	pingAfter       = 10 * time.Second // of silence on a connection
+	pingTimeout     = 5 * time.Second
 	unreachableMax  = 10 * time.Second // while no address has anybody listening
 	deleteTriesMax  = 3                // of a deletion of whatever revision is there
 )
@@ -104,6 +107,7 @@ func newHTTP(config *tls.Config, http2 bool) *http.Client {
 		IdleConnTimeout:     time.Minute,
 		MaxIdleConnsPerHost: 64,
 		DisableCompression:  true,
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 		DialContext:         dialer().DialContext,
 	}
 	if !http2 {

@@ -266,3 +266,21 @@ func TestConsoleCarriesBytesBothWays(t *testing.T) {
 		t.Fatalf("a missing VM: got %v", err)
 	}
 }
+
+func TestANodeThatHangsIsPassedOver(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	hung := serve(t, func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	})
+	t.Cleanup(func() { close(release) })
+	live := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"leader":"node2"}`) })
+	c := dial(t, time.Minute, hung, live)
+	status, err := c.Status(t.Context())
+	if err != nil || status.Leader != "node2" {
+		t.Fatalf("got %v, %v", status, err)
+	}
+}

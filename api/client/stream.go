@@ -118,13 +118,13 @@ func (c *Client) Events(ctx context.Context, o EventOptions) iter.Seq2[*api.Reco
 func (c *Client) events(ctx context.Context, o *EventOptions, yield func(*api.Record) bool) (stopped bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	silence := time.AfterFunc(silenceMax, cancel)
+	defer silence.Stop()
 	call := &call{method: http.MethodGet, path: "/v1/events", query: o.query(), header: http.Header{"Accept": {"text/event-stream"}}}
 	err = c.stream(ctx, call, func(resp *http.Response) error {
 		if o.After == 0 {
 			o.After = answerOf(resp).Index
 		}
-		silence := time.AfterFunc(silenceMax, cancel)
-		defer silence.Stop()
 		lines := bufio.NewScanner(resp.Body)
 		lines.Buffer(make([]byte, 64<<10), eventBytesMax)
 		var e event
