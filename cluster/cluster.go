@@ -258,7 +258,7 @@ func (s *Server) openRaft() error {
 	if s.snaps, err = openSnapshots(s.dir, logger, s.end); err != nil {
 		return err
 	}
-	g := newGuard(s.cfg.StoreDeadline, func(err error) { s.end(Fatal{Err: err, ExitStatus: ExitError}) })
+	g := newGuard(s.cfg.StoreDeadline, func(err error) { s.end(Fatal{Err: err, ExitStatus: ExitRestart}) })
 	if s.stores, err = openStores(s.dir, s.identity.LogStore, logger, g, s.cfg.WrapLog); err != nil {
 		return err
 	}

@@ -30,6 +30,7 @@ const (
 
 const (
 	storeDeadline   = 2 * time.Second // one call of a store; a disk that takes longer hangs
+	deadlineSteps   = 8
 	storeLockWait   = time.Second
 	logCacheEntries = 512
 	fsyncSamples    = 512 // of which the 99th percentile is taken
@@ -83,12 +84,54 @@ func (g *guard) read(what string, call func() error) error {
 }
 
 // timed notices a hung call while it hangs; the caller stays blocked with it.
+// The deadline passes in steps, so that the time for which this process was
+// stopped or its machine slept counts as one step: that disk does not hang.
 func (g *guard) timed(what string, call func() error) error {
-	timer := time.AfterFunc(g.deadline, func() {
+	w := &hangWatch{left: deadlineSteps, step: g.deadline / deadlineSteps, hangs: func() {
 		_ = g.fail(fmt.Errorf("%s takes longer than %v: the disk hangs", what, g.deadline))
-	})
-	defer timer.Stop()
+	}}
+	w.start()
+	defer w.stop()
 	return call()
+}
+
+// hangWatch calls hangs after so many steps unless it is stopped before.
+type hangWatch struct {
+	step  time.Duration
+	hangs func()
+
+	mu    sync.Mutex // guards what follows
+	left  int        // steps; 0: stopped or done
+	timer *time.Timer
+}
+
+func (w *hangWatch) start() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.timer = time.AfterFunc(w.step, w.tick)
+}
+
+func (w *hangWatch) tick() {
+	w.mu.Lock()
+	if w.left == 0 {
+		w.mu.Unlock()
+		return
+	}
+	w.left--
+	if w.left > 0 {
+		w.timer.Reset(w.step)
+		w.mu.Unlock()
+		return
+	}
+	w.mu.Unlock()
+	w.hangs()
+}
+
+func (w *hangWatch) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.left = 0
+	w.timer.Stop()
 }
 
 func (g *guard) fail(err error) error {
