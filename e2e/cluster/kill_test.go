@@ -76,6 +76,30 @@ func TestPowerLossOfAllLosesNothing(t *testing.T) {
 	}
 }
 
+// TestPauseEndsNoProcess freezes each node for seconds under load, as a machine
+// that is suspended does. The others go on, and nobody takes it for a failed
+// disk.
+func TestPauseEndsNoProcess(t *testing.T) {
+	t.Parallel()
+	c := harness.Start(t, harness.Options{})
+	load := harness.StartLoad(t, c, 4)
+	load.Grow(50, 20*time.Second)
+	for range c.Nodes {
+		leader := c.Leader()
+		pause(leader, 4*time.Second)
+		t.Logf("%s frozen for 4 s; no write was acknowledged for %v", leader.Name, load.Grow(50, 20*time.Second))
+		leader.Ready(20 * time.Second)
+	}
+	for _, n := range c.Nodes {
+		if !n.Alive() {
+			t.Errorf("%s has ended", n.Name)
+		}
+	}
+	acked := load.Stop()
+	c.Converge(30 * time.Second)
+	c.Holds(c.Client(20*time.Second), acked)
+}
+
 // TestDevResumes ends a cluster in order and starts it again on its directory.
 func TestDevResumes(t *testing.T) {
 	t.Parallel()
