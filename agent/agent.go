@@ -7,9 +7,11 @@
 // tables say with what the machine has and takes the next step, so acting
 // twice is harmless and being killed anywhere is too.
 //
-// A VM whose power is on is kept running: a guest that ends by itself, even by
-// its own shutdown, is started again with a growing pause. To keep it off,
-// turn its power off.
+// A VM whose power is on is kept running: a guest that crashed or was ended
+// behind our back is started again, with a growing pause while it does not
+// stay up. A guest that powered itself off stays off, since whoever typed
+// "poweroff" meant it; its instance says so, and a start, a restart or any
+// change of the VM starts it again.
 package agent
 
 import (

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -82,6 +83,7 @@ type host struct {
 	peers   map[string]*host
 	agent   *agent.Agent
 	end     func() error
+	ended   chan struct{} // closed when Run has returned
 }
 
 func newLog(t testing.TB, names ...string) (*log, map[string]*host) {
@@ -135,11 +137,16 @@ func (h *host) start() {
 		h.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- h.agent.Run(ctx) }()
+	h.ended = make(chan struct{})
+	var failed error
+	go func() {
+		defer close(h.ended)
+		failed = h.agent.Run(ctx)
+	}()
 	h.end = func() error {
 		cancel()
-		err := <-done
+		<-h.ended
+		err := failed
 		_ = hv.Close()
 		h.end = func() error { return nil }
 		return err
@@ -282,6 +289,27 @@ func TestGuestThatDiesIsNoticedAndStartedAgain(t *testing.T) {
 	h.untilState(id, api.InstanceRunning)
 }
 
+func TestGuestThatPowersItselfOffStaysOffUntilItIsStarted(t *testing.T) {
+	t.Parallel()
+	_, hosts := newLog(t, "node1")
+	h := hosts["node1"]
+	h.start()
+	id := h.create(vm("web"))
+	h.untilState(id, api.InstanceRunning)
+	if err := h.hv.PowerOff(id); err != nil {
+		t.Fatal(err)
+	}
+	h.untilState(id, api.InstanceStopped)
+	if i := h.instance(id); i.Restarts != 0 || len(i.Drift) != 1 {
+		t.Fatalf("got %d restarts, drift %v; want a guest that is off and says why", i.Restarts, i.Drift)
+	}
+	h.power("web", api.PowerOn)
+	h.untilState(id, api.InstanceRunning)
+	if i := h.instance(id); len(i.Drift) != 0 {
+		t.Fatalf("drift %v stayed", i.Drift)
+	}
+}
+
 func TestGuestOfAnotherGenIsEnded(t *testing.T) {
 	t.Parallel()
 	_, hosts := newLog(t, "node1")
@@ -301,10 +329,11 @@ func TestGuestOfAnotherGenIsEnded(t *testing.T) {
 		}
 		return err == nil && len(list) == 0
 	})
-	h.assign(id, 1)
+	before := h.instance(id).Gen
+	h.assign(id, before)
 	h.untilState(id, api.InstanceRunning)
-	if got := h.instance(id).Gen; got != 2 {
-		t.Fatalf("gen %d, want 2", got)
+	if got := h.instance(id).Gen; got <= before {
+		t.Fatalf("gen %d, want more than %d", got, before)
 	}
 }
 
@@ -438,7 +467,12 @@ func TestRemovedNodeEndsWithTheReason(t *testing.T) {
 	h := hosts["node2"]
 	h.start()
 	l.must(t, fsm.RemoveNode.Entry(fsm.NodeRemove{Node: "node2", Reason: "sold"}))
-	if err := h.end(); err == nil || !bytes.Contains([]byte(err.Error()), []byte("sold")) {
+	select {
+	case <-h.ended:
+	case <-time.After(patience):
+		t.Fatal("the agent of a removed node goes on")
+	}
+	if err := h.end(); !errors.Is(err, agent.ErrRemoved) || !bytes.Contains([]byte(err.Error()), []byte("sold")) {
 		t.Fatalf("got %v, want ErrRemoved with the reason", err)
 	}
 }

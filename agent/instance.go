@@ -185,8 +185,10 @@ func (s *step) on(ctx context.Context) (again time.Duration, err error) {
 		}
 		return 0, s.report(ctx, s.observed())
 	}
-	ended := s.exists && s.domain.Gen == s.instance.Gen && ranBefore(s.instance)
-	if ended {
+	if s.shutItselfDown() {
+		return 0, s.stayOff(ctx)
+	}
+	if s.exists && s.domain.Gen == s.instance.Gen && ranBefore(s.instance) {
 		if err := s.noteEnd(ctx); err != nil {
 			return 0, err
 		}
@@ -195,6 +197,25 @@ func (s *step) on(ctx context.Context) (again time.Duration, err error) {
 		return left, nil
 	}
 	return 0, s.start(ctx, "")
+}
+
+// reasonShutdown is how a hypervisor names the end of a guest that powered
+// itself off.
+const reasonShutdown = "shutdown"
+
+// shutItselfDown reports whether the guest powered itself off and nobody has
+// touched the VM since: the guest carries the revision that it was started from.
+func (s *step) shutItselfDown() bool {
+	return (ranBefore(s.instance) || s.instance.State == api.InstanceStopped) && s.exists && s.domain.Gen == s.instance.Gen && s.domain.Reason == reasonShutdown && s.domain.SpecRevision == s.vm.Modified
+}
+
+// stayOff leaves a guest off that powered itself off, and says so.
+func (s *step) stayOff(ctx context.Context) error {
+	r := s.keep()
+	r.State, r.StartedAt, r.Addresses = api.InstanceStopped, time.Time{}, nil
+	r.Reason = "the guest shut itself down; start it with: debvisor vm start " + s.vm.Name
+	r.Drift = []string{"power: guest is off (" + reasonShutdown + "), wanted on"}
+	return s.report(ctx, r)
 }
 
 // ranBefore reports whether the row says that the guest ran at this gen.

@@ -24,7 +24,6 @@ type mark struct {
 	running, dirty, queued bool
 	failures               int
 	timer                  *time.Timer
-	lastErr                string
 }
 
 func newQueue(workers int, handle func(context.Context, key) (time.Duration, error)) *queue {

@@ -63,6 +63,13 @@ func (s *step) restart(ctx context.Context) error {
 				return s.finish(ctx, api.TaskFailed, api.Invalid("args", "is not understood").Allow(`{"force": true}`))
 			}
 		}
+		// The row says that a start follows, so that the guest is not taken for
+		// one that powered itself off if this task ends half way.
+		r := s.observed()
+		r.State, r.Reason = api.InstanceStarting, "restarted by task "+s.task.Name
+		if err := s.report(ctx, r); err != nil {
+			return err
+		}
 		s.progress(ctx, 10, "the guest is asked to shut down")
 		grace := s.a.grace(s.domain)
 		if args.Force {

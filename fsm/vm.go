@@ -222,7 +222,8 @@ type VMPower struct {
 	Power  string `json:"power"` // on or off
 }
 
-// PowerVM sets what the user wants of the VM's power, whatever its revision.
+// PowerVM sets what the user wants of the VM's power, whatever its revision. On
+// a guest that powered itself off, on asks for a start.
 var PowerVM = transition("vm.power", VMs, powerVM).forUsers()
 
 func powerVM(tx *Tx, in VMPower) (*api.VM, *api.Error) {
@@ -234,12 +235,19 @@ func powerVM(tx *Tx, in VMPower) (*api.VM, *api.Error) {
 	if in.Power != api.PowerOn && in.Power != api.PowerOff {
 		return nil, api.Invalid("power", "is %q", in.Power).Allow("on, off").On(api.KindVM, key)
 	}
-	if vm.On() == (in.Power == api.PowerOn) {
+	if vm.On() == (in.Power == api.PowerOn) && !stoppedItself(tx, vm) {
 		return vm, nil
 	}
 	after := *vm
 	after.Power = in.Power
 	return VMs.put(tx, after), nil
+}
+
+// stoppedItself reports whether the guest of a VM whose power is on is off. A
+// new revision then tells its node to start it.
+func stoppedItself(tx *Tx, vm *api.VM) bool {
+	i := Instances.Get(tx, vm.ID)
+	return vm.On() && i != nil && i.State == api.InstanceStopped
 }
 
 func volumesOf(v *api.VM) []string {
