@@ -50,8 +50,8 @@ node was removed from the cluster.`,
 	f := cmd.Flags()
 	f.StringVar(&file, "config", "", "configuration file (default "+configDefault+", if it exists)")
 	f.StringVar(&flags.DataDir, "data-dir", flags.DataDir, "directory of the node")
-	f.StringVar(&flags.Listen, "listen", flags.Listen, "host:port to listen on, TCP and UDP")
-	f.StringVar(&flags.Advertise, "advertise", "", "host:port where other nodes reach this one (default: as it joined)")
+	f.StringVar(&flags.Listen, "listen", "", "host:port to listen on, TCP and UDP (default: as it was made)")
+	f.StringVar(&flags.Advertise, "advertise", "", "host:port where other nodes reach this one (default: as it was made)")
 	f.StringVar(&flags.Hypervisor, "hypervisor", flags.Hypervisor, "auto, libvirt or sim")
 	f.StringVar(&flags.LibvirtSocket, "libvirt-socket", "", "socket of libvirtd")
 	f.StringVar(&flags.LogLevel, "log-level", flags.LogLevel, "trace, debug, info, warn or error")
@@ -96,6 +96,9 @@ func agentConfig(cmd *cobra.Command, file string, flags *nodeConfig) (nodeConfig
 	})
 	if dir, err := filepath.Abs(config.DataDir); err == nil {
 		config.DataDir = dir
+	}
+	if err := config.settlePlace(); err != nil {
+		return config, err
 	}
 	return config, config.validate()
 }

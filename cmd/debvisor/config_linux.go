@@ -35,8 +35,8 @@ const (
 // and by flags, which win. Who the node is stands in its data directory.
 type nodeConfig struct {
 	DataDir       string      `hcl:"data_dir,optional"`
-	Listen        string      `hcl:"listen,optional"`    // host:port; TCP for everything, UDP for gossip
-	Advertise     string      `hcl:"advertise,optional"` // host:port where others reach this node; empty: as joined
+	Listen        string      `hcl:"listen,optional"`    // host:port; TCP for everything, UDP for gossip; empty: as it was made
+	Advertise     string      `hcl:"advertise,optional"` // host:port where others reach this node; empty: as it was made
 	Hypervisor    string      `hcl:"hypervisor,optional"`
 	LibvirtSocket string      `hcl:"libvirt_socket,optional"`
 	LogLevel      string      `hcl:"log_level,optional"`
@@ -56,7 +56,7 @@ type simMachine struct {
 
 func defaultNodeConfig() nodeConfig {
 	return nodeConfig{
-		DataDir: dataDirDefault, Listen: "0.0.0.0:7443", Hypervisor: hypervisorAuto,
+		DataDir: dataDirDefault, Hypervisor: hypervisorAuto,
 		LogLevel: "info", LogFormat: "text",
 	}
 }
@@ -111,7 +111,7 @@ func (c *nodeConfig) validate() error {
 		return api.Invalid("data_dir", "is %q", c.DataDir).Allow("an absolute directory")
 	}
 	for field, address := range map[string]string{"listen": c.Listen, "advertise": c.Advertise} {
-		if _, _, err := net.SplitHostPort(address); err != nil && (address != "" || field == "listen") {
+		if _, _, err := net.SplitHostPort(address); err != nil && address != "" {
 			return api.Invalid(field, "is %q", address).Allow("host:port, as 10.0.0.1:7443")
 		}
 	}

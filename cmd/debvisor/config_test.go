@@ -126,6 +126,38 @@ func TestDevKeepsItsAddressesAndHypervisor(t *testing.T) {
 	}
 }
 
+// TestAgentLivesWhereItsNodeWasMade covers what the agent is not told.
+func TestAgentLivesWhereItsNodeWasMade(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := placeFlags{dataDir: dir, listen: "0.0.0.0:7443", advertise: "10.0.0.1:7443", witness: true}
+	if err := p.keep(); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		given, want nodeConfig
+	}{
+		{nodeConfig{}, nodeConfig{Listen: "0.0.0.0:7443", Advertise: "10.0.0.1:7443"}},
+		{nodeConfig{Listen: "0.0.0.0:8443"}, nodeConfig{Listen: "0.0.0.0:8443", Advertise: "10.0.0.1:8443"}},
+		{nodeConfig{Listen: "10.0.0.2:7443"}, nodeConfig{Listen: "10.0.0.2:7443", Advertise: "10.0.0.2:7443"}},
+		{nodeConfig{Advertise: "node1:443"}, nodeConfig{Listen: "0.0.0.0:7443", Advertise: "node1:443"}},
+	}
+	for _, tt := range tests {
+		got := tt.given
+		got.DataDir = dir
+		if err := got.settlePlace(); err != nil || got.Listen != tt.want.Listen || got.Advertise != tt.want.Advertise || !got.Witness {
+			t.Errorf("given %q, %q: listens on %q as %q, witness %v, %v; want %q as %q", tt.given.Listen, tt.given.Advertise,
+				got.Listen, got.Advertise, got.Witness, err, tt.want.Listen, tt.want.Advertise)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, filePlace), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := (&nodeConfig{DataDir: dir}).settlePlace(); err == nil || !strings.Contains(err.Error(), "is damaged") {
+		t.Errorf("a damaged file: %v", err)
+	}
+}
+
 func TestShellQuoteMakesOneWord(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{"/a/b.pem": "/a/b.pem", "": "''", "a b": "'a b'", "it's": `'it'\''s'`, "$(x)": "'$(x)'"} {

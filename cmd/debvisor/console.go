@@ -133,6 +133,9 @@ func (a *app) copyConsole(conn io.Reader, until string) error {
 		if until != "" {
 			history = append(history, buffer[:n]...)
 			if bytes.Contains(history, []byte(until)) {
+				if !bytes.HasSuffix(history, []byte("\n")) {
+					_, _ = a.out.Write([]byte("\r\n")) // what follows begins on a line of its own
+				}
 				return errSeen
 			}
 			if extra := len(history) - consoleHistory; extra > 0 {

@@ -35,7 +35,11 @@ func (g *gossiper) run(ctx context.Context) error {
 	defer ticker.Stop()
 	for {
 		if err := g.round(ctx); err != nil && ctx.Err() == nil {
-			g.logger.Warn("gossip", "error", err)
+			level := hclog.Warn
+			if g.now.Load() == nil && api.CodeOf(err) == api.CodeNoLeader {
+				level = hclog.Debug // Raft says the same, louder
+			}
+			g.logger.Log(level, "gossip does not start yet", "error", err)
 		}
 		select {
 		case <-ctx.Done():

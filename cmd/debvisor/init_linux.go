@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -38,7 +37,7 @@ func (p *placeFlags) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&p.dataDir, "data-dir", dataDirDefault, "directory of the node; made if need be")
 	f.StringVar(&p.name, "name", "", "name of the node (default: the first label of the host name)")
-	f.StringVar(&p.listen, "listen", "0.0.0.0:"+cluster.DefaultPort, "host:port where the agent will listen")
+	f.StringVar(&p.listen, "listen", listenDefault, "host:port where the agent will listen")
 	f.StringVar(&p.advertise, "advertise", "", "host:port where other nodes reach it (default: the address of the default route)")
 	f.StringVar(&p.zone, "zone", "", "failure zone, as rack1: voters are spread over zones")
 	f.StringVar(&p.logStore, "log-store", "", "form of the Raft log: wal (default) or boltdb; it cannot change later")
@@ -139,18 +138,7 @@ func (p *placeFlags) init(a *app, region string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return httpd.FormatKey(adminKeyName, secret), p.keepWitness()
-}
-
-// keepWitness lets the agent know what the node joined as.
-func (p *placeFlags) keepWitness() error {
-	if !p.witness {
-		return nil
-	}
-	if err := os.WriteFile(filepath.Join(p.dataDir, fileWitness), nil, 0o600); err != nil {
-		return fmt.Errorf("keep that the node is a witness: %w", err)
-	}
-	return nil
+	return httpd.FormatKey(adminKeyName, secret), p.keep()
 }
 
 // founded is what init tells.
@@ -271,7 +259,7 @@ func (p *placeFlags) join(ctx context.Context, a *app, token string) error {
 	if err != nil {
 		return err
 	}
-	return p.keepWitness()
+	return p.keep()
 }
 
 func restoreCommand(a *app) *cobra.Command {
@@ -310,7 +298,7 @@ run. Others join with debvisor node token. --verify only reads the file.`,
 			if err != nil {
 				return err
 			}
-			if err := errors.Join(a.showBackup(info), p.keepWitness()); err != nil {
+			if err := errors.Join(a.showBackup(info), p.keep()); err != nil {
 				return err
 			}
 			if start {

@@ -23,7 +23,6 @@ import (
 
 // Files of the data directory that this command keeps beside the cluster's.
 const (
-	fileWitness    = "witness"    // empty: the node joined as a witness
 	fileHypervisor = "hypervisor" // holds the driver that guests of this node belong to
 	dirSimulator   = "sim"
 	dirDomains     = "domains" // seeds, firmware variables, console logs
@@ -40,7 +39,7 @@ type machine struct {
 func (n *node) openMachine() error {
 	self := n.server.Self()
 	config := agent.Config{
-		ID: self.ID, Name: self.Name, DataDir: n.config.DataDir, Address: self.Address, Version: version, Witness: n.witness(),
+		ID: self.ID, Name: self.Name, DataDir: n.config.DataDir, Address: self.Address, Version: version, Witness: n.config.Witness,
 		Cluster: replica{n.server}, Fetch: n.fetchImage, Renew: n.renewals.Renew, Logger: n.logger.Named("agent"),
 	}
 	if !config.Witness {
@@ -57,12 +56,6 @@ func (n *node) openMachine() error {
 		return errors.Join(fmt.Errorf("prepare the agent: %w", err), n.machine.close())
 	}
 	return nil
-}
-
-// witness reports whether this node runs no guests: it joined so, or was told
-// so.
-func (n *node) witness() bool {
-	return n.config.Witness || fileExists(filepath.Join(n.config.DataDir, fileWitness))
 }
 
 // chooseMachine opens the adapters of the hypervisor that the configuration
