@@ -262,6 +262,9 @@ func (s *Server) openRaft() error {
 	if s.stores, err = openStores(s.dir, s.identity.LogStore, logger, g, s.cfg.WrapLog); err != nil {
 		return err
 	}
+	if err := s.logReachesJournal(); err != nil {
+		return damaged(s.dir, err)
+	}
 	s.trans = newTransport(&streams{protocol: s.mux.listen(ProtocolRaft), dialer: s.dialer, idOf: s.idOf, self: s.self}, addressBook{s}, logger)
 	config := s.raftConfig(logger)
 	if err := s.bootstrap(config); err != nil {
@@ -270,6 +273,31 @@ func (s *Server) openRaft() error {
 	s.raft, err = raft.NewRaft(config, s.machine, s.stores.log, s.stores.stable, s.snaps, s.trans)
 	if err != nil {
 		return damaged(s.dir, fmt.Errorf("start raft: %w", err))
+	}
+	return nil
+}
+
+// logReachesJournal refuses a log that is shorter than what was applied from
+// it: an entry is on disk before it is applied and journaled, so the log was
+// lost or replaced, and the node must not vote with it.
+func (s *Server) logReachesJournal() error {
+	span, err := s.journal.Span()
+	if err != nil {
+		return err
+	}
+	last, err := s.stores.log.LastIndex()
+	if err != nil {
+		return err
+	}
+	snapshots, err := s.snaps.List()
+	if err != nil {
+		return err
+	}
+	for _, snapshot := range snapshots {
+		last = max(last, snapshot.Index)
+	}
+	if last < span.Last {
+		return fmt.Errorf("it ends at %d, but the journal has records up to %d", last, span.Last)
 	}
 	return nil
 }

@@ -2,6 +2,8 @@ package cluster_test
 
 import (
 	"fmt"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -46,6 +48,21 @@ func TestALogWhoseEndWasTruncatedOpensAgain(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A node that votes knows from its journal how far its log has reached.
+func TestALogThatIsGoneIsRefused(t *testing.T) {
+	t.Parallel()
+	c := start(t, 1, nil)
+	n := c.nodes[0]
+	c.must(n, tenant("acknowledged"))
+	n.kill()
+	if err := os.RemoveAll(n.cfg.DataDir + "/raft-wal"); err != nil {
+		t.Fatal(err)
+	}
+	if err := refusesToStart(t, n, "a log that is gone"); !strings.Contains(err.Error(), "the journal has records") {
+		t.Errorf("the error does not say how it is known: %v", err)
 	}
 }
 
