@@ -100,7 +100,7 @@ func refuseTokens(t *testing.T, c *harness.Cluster, used string) {
 		"forged":  {strings.Join(append(parts[:len(parts)-1], strings.Repeat("a", len(parts[len(parts)-1]))), "."), "token"},
 	} {
 		dir := t.TempDir()
-		r := c.Run("join", test.token+"@"+c.Nodes[0].Address, "--data-dir", filepath.Join(dir, "data"), "--name", "intruder", "--advertise", beside(t, c, "9"))
+		r := c.Run("join", test.token+"@"+c.Nodes[0].Address, "--data-dir", filepath.Join(dir, "data"), "--name", "intruder", "--listen", beside(t, c, "9"), "--advertise", beside(t, c, "9"))
 		if r.Status == 0 || !strings.Contains(r.Stderr, test.says) {
 			t.Errorf("%s token: want a refusal that says %q:\n%v", name, test.says, r)
 		}

@@ -47,9 +47,9 @@ func makeSite(t *testing.T) *site {
 		n.Start()
 		n.Ready(60 * time.Second)
 	}
-	harness.Until(t, 30*time.Second, "all nodes report", func() (bool, string) {
-		r := s.Run("node", "list", "-o", "json")
-		return strings.Count(r.Stdout, `"live"`) == 3, r.String()
+	harness.Until(t, 30*time.Second, "all nodes vote", func() (bool, string) {
+		r := s.Run("cluster", "status", "-o", "json")
+		return strings.Count(r.Stdout, `"voter": true`) == 3, r.String()
 	})
 	return s
 }
