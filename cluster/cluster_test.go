@@ -214,6 +214,18 @@ func (c *testCluster) eventually(what string, holds func() bool) {
 	}
 }
 
+// Propose proposes as the API does, with a key, what users do, and as the
+// node's agent does what is left.
+func (n *node) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) {
+	if key := fsm.APIKeys.Get(n.State().Read(), "admin"); key != nil && n.State().Users(e.Op) && e.Auth == nil {
+		e.By, e.Auth = "key:admin", &fsm.Auth{Key: key.Name, Revision: key.Modified}
+	}
+	if e.By == "" {
+		e.By = "node:" + n.name
+	}
+	return n.Server.Propose(ctx, e)
+}
+
 // must commits an entry that must be accepted.
 func (c *testCluster) must(n *node, e fsm.Entry) fsm.Outcome {
 	c.t.Helper()

@@ -51,9 +51,10 @@ func (s *Server) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) 
 	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
 	defer cancel()
 	sent := false // an attempt may have reached a log
+	here := s.leadersOnly(&e)
 	var last error
 	for {
-		outcome, err := s.proposeOnce(ctx, raw)
+		outcome, err := s.proposeOnce(ctx, raw, here)
 		if err == nil {
 			return outcome, nil
 		}
@@ -66,7 +67,7 @@ func (s *Server) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) 
 			return fsm.Outcome{}, err
 		}
 		last = err
-		if !s.pause(ctx) {
+		if here && s.follows() || !s.pause(ctx) {
 			return fsm.Outcome{}, gaveUp(sent, last)
 		}
 	}
@@ -102,7 +103,8 @@ func (s *Server) pause(ctx context.Context) bool {
 }
 
 // proposeOnce makes one attempt: here if this node leads, else at the leader.
-func (s *Server) proposeOnce(ctx context.Context, raw []byte) (fsm.Outcome, error) {
+// here keeps the entry from being sent.
+func (s *Server) proposeOnce(ctx context.Context, raw []byte, here bool) (fsm.Outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, proposeTry)
 	defer cancel()
 	leader, err := s.findLeader(ctx)
@@ -111,6 +113,9 @@ func (s *Server) proposeOnce(ctx context.Context, raw []byte) (fsm.Outcome, erro
 	}
 	if leader.ID == s.identity.NodeID {
 		return s.commit(ctx, raw)
+	}
+	if here {
+		return fsm.Outcome{}, errNoLeader("this node no longer leads")
 	}
 	client, err := s.peers.to(leader.ID)
 	if err != nil {

@@ -31,9 +31,11 @@ func (v service) caller(ctx context.Context) (Peer, error) {
 }
 
 // Propose implements rpc.NodeServer. The entry is checked again: a newer node
-// may propose what this one does not understand.
+// may propose what this one does not understand, and a hostile one what is not
+// its own.
 func (v service) Propose(ctx context.Context, in *rpc.Propose) (*rpc.Proposed, error) {
-	if _, err := v.caller(ctx); err != nil {
+	from, err := v.caller(ctx)
+	if err != nil {
 		return nil, err
 	}
 	raw := append([]byte{in.Version}, in.Entry...)
@@ -46,6 +48,12 @@ func (v service) Propose(ctx context.Context, in *rpc.Propose) (*rpc.Proposed, e
 	e, err := fsm.DecodeEntry(raw)
 	if err != nil {
 		return nil, api.Errorf(api.CodeUnavailable, "the leader %s does not understand the change", v.s.identity.Name).Do("upgrade that node")
+	}
+	if err := v.s.authorize(e, from); err != nil {
+		if api.CodeOf(err) == api.CodeForbidden {
+			v.s.logger.Warn("a forwarded entry was refused", "from", from.Name, "op", e.Op, "by", e.By, "error", err)
+		}
+		return nil, err
 	}
 	if err := v.s.mayPropose(e); err != nil {
 		return nil, err
