@@ -265,7 +265,8 @@ func (s *Server) openRaft() error {
 	if err := s.logReachesJournal(); err != nil {
 		return damaged(s.dir, err)
 	}
-	s.trans = newTransport(&streams{protocol: s.mux.listen(ProtocolRaft), dialer: s.dialer, idOf: s.idOf, self: s.self}, addressBook{s}, logger)
+	out := &streams{dialer: s.dialer, idOf: s.idOf, self: s.self, done: make(chan struct{})}
+	s.trans = newTransport(s.mux.listen(ProtocolRaft), out, addressBook{s}, logger)
 	config := s.raftConfig(logger)
 	if err := s.bootstrap(config); err != nil {
 		return err

@@ -7,8 +7,17 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// WithoutFastPath wraps a transport as nodes do.
-func WithoutFastPath(t *raft.NetworkTransport) raft.Transport { return &transport{t} }
+// WithoutFastPath wraps a transport as nodes do, but receives on that one.
+func WithoutFastPath(t *raft.NetworkTransport) raft.Transport {
+	return own{&transport{NetworkTransport: t}, t}
+}
+
+type own struct {
+	*transport
+	receiver *raft.NetworkTransport
+}
+
+func (o own) Consumer() <-chan raft.RPC { return o.receiver.Consumer() }
 
 // Raft is the node's Raft, for what no method offers.
 func (s *Server) Raft() *raft.Raft { return s.raft }

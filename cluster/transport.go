@@ -107,12 +107,26 @@ func dialPinned(ctx context.Context, address string, want [32]byte) (net.Conn, *
 
 var errWrongCA = errors.New("the CA is not the one of the token")
 
-// streams is the raft.StreamLayer over the one port.
+// streams is the raft.StreamLayer for connections to other nodes; what comes
+// in is inbound's.
 type streams struct {
-	*protocol
 	dialer *dialer
 	idOf   func(address string) string
 	self   string // advertised address
+	done   chan struct{}
+	once   sync.Once
+}
+
+// Accept implements net.Listener. It blocks until Close.
+func (s *streams) Accept() (net.Conn, error) {
+	<-s.done
+	return nil, net.ErrClosed
+}
+
+// Close implements net.Listener.
+func (s *streams) Close() error {
+	s.once.Do(func() { close(s.done) })
+	return nil
 }
 
 // Addr is what other nodes dial, not what the listener is bound to.
@@ -134,13 +148,25 @@ func (a textAddress) String() string { return string(a) }
 // transport is Raft's own network transport without the heartbeat fast path.
 // That path changes term and state beside Raft's main loop, and an old leader
 // can then stamp an entry with a term it never led in.
-type transport struct{ *raft.NetworkTransport }
+// What it receives claims the node that the connection belongs to.
+type transport struct {
+	*raft.NetworkTransport
+	inbound *inbound
+}
+
+// Consumer implements raft.Transport.
+func (t *transport) Consumer() <-chan raft.RPC { return t.inbound.consume }
+
+// Close implements raft.WithClose. It may be called more than once.
+func (t *transport) Close() error {
+	return errors.Join(t.NetworkTransport.Close(), t.inbound.close())
+}
 
 // SetHeartbeatHandler does nothing: heartbeats pass the main loop.
-func (transport) SetHeartbeatHandler(func(raft.RPC)) {}
+func (*transport) SetHeartbeatHandler(func(raft.RPC)) {}
 
-func newTransport(s *streams, addresses raft.ServerAddressProvider, logger hclog.Logger) *transport {
-	return &transport{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+func newTransport(accept net.Listener, s *streams, addresses raft.ServerAddressProvider, logger hclog.Logger) *transport {
+	return &transport{inbound: newInbound(accept, logger), NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		ServerAddressProvider:   addresses,
 		Logger:                  logger,
 		Stream:                  s,

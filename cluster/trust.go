@@ -158,7 +158,9 @@ func (s *Server) watchRemoval(ctx context.Context) {
 			s.end(Fatal{Err: err, ExitStatus: ExitError})
 			return
 		}
-		s.mux.dropNode(func(id string) bool { return s.admitNode(id) != nil })
+		removed := func(id string) bool { return s.admitNode(id) != nil }
+		s.mux.dropNode(removed)
+		s.trans.inbound.forget(removed)
 		if _, ok := s.Leader(); ok {
 			continue
 		}
