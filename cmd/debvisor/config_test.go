@@ -166,3 +166,30 @@ func TestShellQuoteMakesOneWord(t *testing.T) {
 		}
 	}
 }
+
+// TestExampleConfigurationIsRead also reads the lines that are commented out.
+func TestExampleConfigurationIsRead(t *testing.T) {
+	t.Parallel()
+	const name = "../../docs/deployment/agent.hcl"
+	if _, err := loadNodeConfig(name); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for line := range strings.Lines(string(raw)) {
+		if text := strings.TrimPrefix(line, "# "); strings.ContainsAny(text, "={}") && !strings.Contains(text, ":\n") {
+			line = text
+		}
+		all = append(all, line)
+	}
+	c, err := loadNodeConfig(writeFile(t, strings.Join(all, "")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !c.Witness || c.Share != 3 || c.Sim == nil || c.Advertise != "10.0.0.1:7443" {
+		t.Errorf("read %+v", c)
+	}
+}

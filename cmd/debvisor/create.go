@@ -15,7 +15,7 @@ type creation[T any, P object[T]] struct {
 	example string
 	flags   func(cmd *cobra.Command)
 	build   func(ctx context.Context, cmd *cobra.Command, c *client.Client) (*T, error) // from the flags; name, tenant and labels are set after
-	then    func(ctx context.Context, c *client.Client, made *T) error                  // nil: nothing follows
+	then    func(ctx context.Context, c *client.Client, made *T) (shown any, err error) // nil: nothing follows
 }
 
 // createCommand makes "create NAME" of a kind.
@@ -65,13 +65,14 @@ func (cr *creation[T, P]) make(ctx context.Context, a *app, c *client.Client, ch
 	if !a.structured() {
 		a.notef("%s %s created", cr.kind, clean(P(made).Head().Name))
 	}
+	var shown any = made
 	if cr.then != nil {
-		if err := cr.then(ctx, c, made); err != nil {
+		if shown, err = cr.then(ctx, c, made); err != nil {
 			return err
 		}
 	}
 	if a.structured() {
-		return a.emit(made)
+		return a.emit(shown)
 	}
 	return nil
 }

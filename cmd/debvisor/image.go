@@ -124,8 +124,8 @@ func createImageCommand(a *app) *cobra.Command {
 		build: func(context.Context, *cobra.Command, *client.Client) (*api.Image, error) {
 			return &image, a.measureImage(file, &image)
 		},
-		then: func(ctx context.Context, _ *client.Client, made *api.Image) error {
-			return a.uploadImage(ctx, made, func() (io.ReadCloser, error) { return os.Open(file) })
+		then: func(ctx context.Context, _ *client.Client, made *api.Image) (any, error) {
+			return made, a.uploadImage(ctx, made, func() (io.ReadCloser, error) { return os.Open(file) })
 		},
 	})
 }

@@ -30,9 +30,9 @@ func createVMCommand(a *app) *cobra.Command {
 		example: "  debvisor vm create web --cpus 2 --memory 1GiB --image debian --network lan\n  debvisor vm create idle --cpus 1 --memory 256MiB --off",
 		flags:   func(cmd *cobra.Command) { f.flags(a, cmd) },
 		build:   func(context.Context, *cobra.Command, *client.Client) (*api.VM, error) { return f.build() },
-		then: func(ctx context.Context, c *client.Client, made *api.VM) error {
+		then: func(ctx context.Context, c *client.Client, made *api.VM) (any, error) {
 			if f.off || !f.wait.wait {
-				return nil
+				return made, nil
 			}
 			ctx, cancel := context.WithTimeout(ctx, f.wait.timeout)
 			defer cancel()
@@ -40,7 +40,7 @@ func createVMCommand(a *app) *cobra.Command {
 			if err == nil && !a.structured() {
 				a.printf("vm %s is running%s\n", made.Name, onNode(row)+simulatedNote(row))
 			}
-			return err
+			return row, err
 		},
 	})
 }
