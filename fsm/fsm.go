@@ -116,6 +116,9 @@ func (g *generation) view() *View {
 func (v *View) reader() *memdb.Txn { return v.txn }
 
 func (v *View) row(table, key string) any {
+	if unnamable(key) {
+		return nil
+	}
 	raw, err := v.txn.First(table, indexID, key)
 	if err != nil {
 		panic(err) // the schema is wrong

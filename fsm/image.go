@@ -9,7 +9,10 @@ func checkImage(tx *Tx, before, after *api.Image) *api.Error {
 	if err := wantTenant(tx, after.Tenant); err != nil {
 		return err
 	}
-	if before != nil && (before.SHA256 != after.SHA256 || before.Format != after.Format || before.SizeBytes != after.SizeBytes) {
+	if before == nil {
+		return wantNewID(tx, after.ID)
+	}
+	if before.SHA256 != after.SHA256 || before.Format != after.Format || before.SizeBytes != after.SizeBytes {
 		return api.Invalid("sha256", "format, checksum and size of an image are fixed").Do("create the new content under a new name")
 	}
 	return nil

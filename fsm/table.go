@@ -135,6 +135,9 @@ func (t Table[T, P]) By(r Reader, index, value string) iter.Seq[*T] {
 
 func (t Table[T, P]) scan(r Reader, index, value string) iter.Seq[*T] {
 	return func(yield func(*T) bool) {
+		if unnamable(value) {
+			return
+		}
 		it, err := r.reader().Get(t.kind, index, value)
 		if err != nil {
 			panic(fmt.Sprintf("index %s of %s: %v", index, t.kind, err)) // an index that kinds.go does not declare
@@ -151,6 +154,9 @@ func (t Table[T, P]) scan(r Reader, index, value string) iter.Seq[*T] {
 // for pages. The key of each comes with it.
 func (t Table[T, P]) After(r Reader, key string) iter.Seq2[string, json.RawMessage] {
 	return func(yield func(string, json.RawMessage) bool) {
+		if unnamable(key) {
+			return
+		}
 		it, err := r.reader().LowerBound(t.kind, indexID, key)
 		if err != nil {
 			panic(err)
@@ -185,6 +191,9 @@ func (t Table[T, P]) Watch(v *View) <-chan struct{} {
 
 // WatchKey is Watch for the row of one key.
 func (t Table[T, P]) WatchKey(v *View, key string) <-chan struct{} {
+	if unnamable(key) {
+		return t.Watch(v)
+	}
 	ch, _, err := v.txn.FirstWatch(t.kind, indexID, key)
 	if err != nil {
 		panic(err)
@@ -298,6 +307,10 @@ func (v valuesIndexer) FromObject(raw any) (bool, [][]byte, error) {
 // FromArgs implements memdb.Indexer.
 func (v valuesIndexer) FromArgs(args ...any) ([]byte, error) { return terminatedArg(args) }
 
+// unnamable reports whether no row can have s as a key or indexed value: it
+// holds the NUL that ends values in an index. Anybody can send it, in any name.
+func unnamable(s string) bool { return strings.ContainsRune(s, 0) }
+
 // terminated ends a value with NUL, so that no value is the prefix of another.
 func terminated(s string) []byte { return append([]byte(s), 0) }
 
@@ -306,7 +319,7 @@ func terminatedArg(args []any) ([]byte, error) {
 		return nil, fmt.Errorf("an index takes one value, got %d", len(args))
 	}
 	s, ok := args[0].(string)
-	if !ok || strings.ContainsRune(s, 0) {
+	if !ok || unnamable(s) {
 		return nil, fmt.Errorf("an index takes a string without NUL, got %T", args[0])
 	}
 	return terminated(s), nil

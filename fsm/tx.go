@@ -68,6 +68,9 @@ func (b *batch) insert(table string, raw any) {
 func (tx *Tx) reader() *memdb.Txn { return tx.b.txn }
 
 func (tx *Tx) row(table, key string) any {
+	if unnamable(key) {
+		return nil
+	}
 	ref := rowRef{table, key}
 	if r, ok := tx.b.written[ref]; ok {
 		if r == nil {

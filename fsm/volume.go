@@ -12,6 +12,9 @@ func checkVolume(tx *Tx, before, after *api.Volume) *api.Error {
 	if before != nil {
 		return keepVolume(before, after)
 	}
+	if err := wantNewID(tx, after.ID); err != nil {
+		return err
+	}
 	pool := Pools.Get(tx, after.Pool)
 	if pool == nil {
 		return missing("pool", api.KindPool, after.Pool)
@@ -33,6 +36,17 @@ func checkVolume(tx *Tx, before, after *api.Volume) *api.Error {
 		return api.Invalid("node", "%s does not have pool %s", node.Name, pool.Name)
 	}
 	wantReplica(tx, after, node.Name)
+	return nil
+}
+
+// wantNewID refuses the ID of a new volume or image that another one has, or
+// whose files are still being removed. Files go by ID: with the ID of another
+// tenant's volume came its disk.
+func wantNewID(tx *Tx, id string) *api.Error {
+	taken := first(Volumes.By(tx, "id_of", id)) != nil || first(Images.By(tx, "id_of", id)) != nil
+	if taken || first(Replicas.By(tx, "of_id", id)) != nil {
+		return api.Invalid("id", "%s is taken", id).Allow("leave it out")
+	}
 	return nil
 }
 
