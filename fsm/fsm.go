@@ -105,7 +105,15 @@ type View struct {
 
 // Read takes a snapshot of the state as it is now.
 func (f *FSM) Read() *View {
-	return f.current.Load().view()
+	for {
+		gen := f.current.Load()
+		v := gen.view()
+		// Restore empties the store that it replaced, after the swap: a view of
+		// what is still current was taken before that.
+		if f.current.Load() == gen {
+			return v
+		}
+	}
 }
 
 func (g *generation) view() *View {

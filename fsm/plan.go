@@ -13,8 +13,7 @@ import (
 // The first refusal ends it and is returned. The view that it returns shows
 // the state as it would be, for placement.
 func (f *FSM) Plan(entries []Entry) (*api.Plan, *View, error) {
-	gen := f.current.Load()
-	copied := &generation{db: gen.db.Snapshot(), requests: newRequests()}
+	copied := f.copied()
 	before := copied.view()
 	b := newBatch(f.registry, copied)
 	defer b.txn.Abort()
@@ -46,6 +45,17 @@ func (f *FSM) Plan(entries []Entry) (*api.Plan, *View, error) {
 	}
 	b.commit()
 	return plan, copied.view(), nil
+}
+
+// copied is the state as it is now in a store of its own.
+func (f *FSM) copied() *generation {
+	for {
+		gen := f.current.Load()
+		db := gen.db.Snapshot()
+		if f.current.Load() == gen { // as in Read
+			return &generation{db: db, requests: newRequests()}
+		}
+	}
 }
 
 // merge folds the changes of one entry into those before it: the first before
