@@ -81,7 +81,12 @@ func (d *dev) take() error {
 	return nil
 }
 
-func (d *dev) close() { d.lock.Close() }
+// close gives the directory free, also where a process that is being started
+// right now still holds the file.
+func (d *dev) close() {
+	_ = unix.Flock(int(d.lock.Fd()), unix.LOCK_UN)
+	d.lock.Close()
+}
 
 // prepare reads or makes the state, and the files of the nodes.
 func (d *dev) prepare() error {
