@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,7 +37,9 @@ func StartLoad(t testing.TB, c *Cluster, writers int) *Load {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &Load{t: t, cancel: cancel, acked: map[string]uint64{}, failed: map[string]error{}, last: time.Now()}
 	for w := range writers {
-		conn := c.Client(loadTimeout)
+		// Each begins at another node, so that one that hangs does not hold all up.
+		k := w % len(c.Nodes)
+		conn := c.Client(loadTimeout, slices.Concat(c.Nodes[k:], c.Nodes[:k])...)
 		l.done.Go(func() { l.write(ctx, conn, w) })
 	}
 	t.Cleanup(func() { cancel(); l.done.Wait() })
