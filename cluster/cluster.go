@@ -340,7 +340,7 @@ func (s *Server) serve() {
 // background starts the loops that run on every node.
 func (s *Server) background() {
 	for _, loop := range []func(context.Context){
-		s.followLeadership, s.renewCertificate, s.watchRemoval, s.fillJournal, s.compact, s.watchSeals,
+		s.followLeadership, s.renewCertificate, s.watchRemoval, s.fillJournal, s.compact, s.watchSeals, s.compareStates,
 	} {
 		s.wait.Go(func() { loop(s.ctx) })
 	}
@@ -417,10 +417,11 @@ type Stats struct {
 func (s *Server) Stats() Stats {
 	leader, _ := s.Leader()
 	span, _ := s.journal.Span() // a damaged file shows in Unready
+	diverged, _ := s.health.divergence()
 	out := Stats{
 		Self: s.Self(), State: stateName(s.raft.State()), Term: s.raft.CurrentTerm(), Leader: leader,
 		Commit: s.raft.CommitIndex(), Applied: s.state.Index(), LastLog: s.raft.LastIndex(), Snapshot: s.snaps.latest(),
-		FsyncP99: s.stores.guard.p99(), Journal: span, Diverged: s.health.divergence(), CertificateTo: s.cert.Load().Leaf.NotAfter,
+		FsyncP99: s.stores.guard.p99(), Journal: span, Diverged: diverged, CertificateTo: s.cert.Load().Leaf.NotAfter,
 	}
 	if t := s.raft.LastContact(); out.State != "leader" && !t.IsZero() {
 		out.LastContact = time.Since(t)
@@ -459,8 +460,8 @@ func (s *Server) Unready() []string {
 	if err := s.journal.Healthy(); err != nil {
 		why = append(why, err.Error())
 	}
-	if d := s.health.divergence(); d != "" {
-		why = append(why, d)
+	if text, doubtful := s.health.divergence(); doubtful {
+		why = append(why, text)
 	}
 	return why
 }

@@ -35,6 +35,9 @@ func RepeatedInstalls(indexes ...uint64) (ended Fatal) {
 	return ended
 }
 
+// CompareState compares the state with the other voters' now.
+func (s *Server) CompareState(ctx context.Context) { s.compareState(ctx) }
+
 // RenewCertificate renews the certificate now.
 func (s *Server) RenewCertificate(ctx context.Context) error { return s.renewNow(ctx) }
 

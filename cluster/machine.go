@@ -4,22 +4,17 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 
 	"github.com/debvisor/debvisor/api"
-	"github.com/debvisor/debvisor/api/rpc"
 	"github.com/debvisor/debvisor/cluster/journal"
 	"github.com/debvisor/debvisor/fsm"
 )
 
-const (
-	hashSamplesMax  = 256              // state hashes kept for comparison between nodes
-	journalSyncWait = 30 * time.Second // of a snapshot for the journal
-)
+const journalSyncWait = 30 * time.Second // of a snapshot for the journal
 
 // machine ties Raft to the state machine and the journal. Raft calls it from
 // one goroutine, except for Persist.
@@ -31,9 +26,6 @@ type machine struct {
 
 	halted atomic.Pointer[error] // an entry was not understood: apply nothing more
 	bytes  atomic.Int64          // of the log since the last snapshot
-
-	mu      sync.Mutex // guards samples
-	samples []rpc.StateHash
 }
 
 // Apply implements raft.FSM; Raft calls ApplyBatch instead.
@@ -63,7 +55,6 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 	}
 	m.bytes.Add(int64(size))
 	m.keep(yields)
-	m.sample()
 	for i := range outcomes {
 		answers[i] = outcomes[i]
 	}
@@ -87,24 +78,6 @@ func (m *machine) keep(yields []fsm.Yield) {
 	m.journal.Append(entries)
 }
 
-// sample remembers the hash of the state at this index.
-func (m *machine) sample() {
-	v := m.state.Read()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.samples) >= 2*hashSamplesMax {
-		m.samples = append(m.samples[:0], m.samples[hashSamplesMax:]...)
-	}
-	m.samples = append(m.samples, rpc.StateHash{Index: v.Index(), Hash: v.StateHash()})
-}
-
-func (m *machine) hashes() []rpc.StateHash {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	from := max(0, len(m.samples)-hashSamplesMax)
-	return append([]rpc.StateHash(nil), m.samples[from:]...)
-}
-
 // Snapshot implements raft.FSM. It is quick; Persist writes.
 func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 	if p := m.halted.Load(); p != nil {
@@ -124,10 +97,6 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	}
 	m.bytes.Store(0)
 	v := m.state.Read()
-	m.mu.Lock()
-	m.samples = m.samples[:0]
-	m.mu.Unlock()
-	m.sample()
 	ctx, cancel := context.WithTimeout(context.Background(), journalSyncWait)
 	defer cancel()
 	if err := m.journal.Expect(ctx, v.Index(), v.Chain()); err != nil {

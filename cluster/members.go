@@ -20,7 +20,6 @@ const (
 	memberTimeout = 10 * time.Second // one change of the membership
 	peersPoll     = 2 * time.Second  // how often the leader asks the others how they are
 	peersAnswer   = time.Second
-	hashesEvery   = 15 // polls between two comparisons of the state
 )
 
 // Membership is one member of the Raft configuration.
@@ -280,13 +279,14 @@ type PeerHealth struct {
 type healthTable struct {
 	mu       sync.Mutex // guards what follows
 	byID     map[string]PeerHealth
-	diverged string
+	diverged string // who differs from this node's state; empty: nobody
+	doubtful bool   // and no quorum says that this node is right
 }
 
-func (t *healthTable) divergence() string {
+func (t *healthTable) divergence() (text string, doubtful bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.diverged
+	return t.diverged, t.doubtful
 }
 
 // Health is how the members are, by the leader's knowledge; on another node it
@@ -307,16 +307,15 @@ func (s *Server) Health() []PeerHealth {
 	return out
 }
 
-// watchPeers asks every member how it is while this node leads, and compares
-// the state now and then.
+// watchPeers asks every member how it is while this node leads.
 func (s *Server) watchPeers(ctx context.Context) {
 	s.health.mu.Lock()
 	s.health.byID = map[string]PeerHealth{}
 	s.health.mu.Unlock()
-	for n := 0; ; n++ {
+	for {
 		var asks sync.WaitGroup
 		for _, p := range s.others() {
-			asks.Go(func() { s.askPeer(ctx, p, n%hashesEvery == 0) })
+			asks.Go(func() { s.askPeer(ctx, p) })
 		}
 		asks.Wait()
 		s.yieldUnhealthy()
@@ -326,7 +325,7 @@ func (s *Server) watchPeers(ctx context.Context) {
 	}
 }
 
-func (s *Server) askPeer(ctx context.Context, p Peer, compare bool) {
+func (s *Server) askPeer(ctx context.Context, p Peer) {
 	client, err := s.peers.to(p.ID)
 	if err != nil {
 		return
@@ -345,33 +344,6 @@ func (s *Server) askPeer(ctx context.Context, p Peer, compare bool) {
 	}
 	s.health.byID[p.ID] = h
 	s.health.mu.Unlock()
-	if err == nil && compare {
-		s.compareState(ctx, p, client)
-	}
-}
-
-// compareState compares the hashes of the state at the indexes that both nodes
-// stopped at. A difference means that Apply was not deterministic, or that a
-// memory or disk lied.
-func (s *Server) compareState(ctx context.Context, p Peer, client *rpc.NodeClient) {
-	answer, err := client.StateHashes(ctx)
-	if err != nil {
-		return
-	}
-	mine := map[uint64]api.Hash{}
-	for _, h := range s.machine.hashes() {
-		mine[h.Index] = h.Hash
-	}
-	for _, h := range answer.Samples {
-		if have, ok := mine[h.Index]; ok && have != h.Hash {
-			text := fmt.Sprintf("the state of %s differs from that of %s at index %d", p.Name, s.identity.Name, h.Index)
-			s.logger.Error("the state differs between nodes", "other", p.Name, "index", h.Index, "here", have, "there", h.Hash)
-			s.health.mu.Lock()
-			s.health.diverged = text
-			s.health.mu.Unlock()
-			return
-		}
-	}
 }
 
 // yieldUnhealthy ends a leader that cannot write its journal while another

@@ -118,14 +118,6 @@ func (v service) Status(ctx context.Context, in *rpc.Hello) (*rpc.Status, error)
 	return out, nil
 }
 
-// StateHashes implements rpc.NodeServer.
-func (v service) StateHashes(ctx context.Context, _ *rpc.Empty) (*rpc.StateHashes, error) {
-	if _, err := v.caller(ctx); err != nil {
-		return nil, err
-	}
-	return &rpc.StateHashes{Samples: v.s.machine.hashes()}, nil
-}
-
 // Sign implements rpc.NodeServer. The certificate names the caller; only the
 // key and the address come from the request.
 func (v service) Sign(ctx context.Context, in *rpc.Sign) (*rpc.Signed, error) {

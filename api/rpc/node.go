@@ -60,15 +60,11 @@ type Status struct {
 	Version       string `json:"version,omitzero"`        // of its binary
 }
 
-// StateHash is the hash of the state at an index.
+// StateHash is the hash of a node's state at an index.
 type StateHash struct {
 	Index uint64   `json:"index"`
 	Hash  api.Hash `json:"hash"`
-}
-
-// StateHashes are the hashes of a node's state at its last indexes.
-type StateHashes struct {
-	Samples []StateHash `json:"samples"`
+	Known bool     `json:"known"` // false: the node is not there yet, or no longer remembers
 }
 
 // Sign asks for a certificate.
@@ -152,7 +148,7 @@ type NodeServer interface {
 	ReadIndex(ctx context.Context, in *Empty) (*Index, error)
 	ConfirmTerm(ctx context.Context, in *Empty) (*Index, error)
 	Status(ctx context.Context, in *Hello) (*Status, error)
-	StateHashes(ctx context.Context, in *Empty) (*StateHashes, error)
+	StateHash(ctx context.Context, in *Index) (*StateHash, error)
 	Sign(ctx context.Context, in *Sign) (*Signed, error)
 	Journal(ctx context.Context, in *JournalRange) (*JournalRecords, error)
 	SealKey(ctx context.Context, in *SealKey) (*SealKey, error)
@@ -184,8 +180,8 @@ func RegisterNode(s *grpc.Server, impl NodeServer) {
 			unary("Status", func() any { return new(Hello) }, func(ctx context.Context, s, in any) (any, error) {
 				return s.(NodeServer).Status(ctx, in.(*Hello))
 			}),
-			unary("StateHashes", func() any { return new(Empty) }, func(ctx context.Context, s, in any) (any, error) {
-				return s.(NodeServer).StateHashes(ctx, in.(*Empty))
+			unary("StateHash", func() any { return new(Index) }, func(ctx context.Context, s, in any) (any, error) {
+				return s.(NodeServer).StateHash(ctx, in.(*Index))
 			}),
 			unary("Sign", func() any { return new(Sign) }, func(ctx context.Context, s, in any) (any, error) {
 				return s.(NodeServer).Sign(ctx, in.(*Sign))
@@ -276,11 +272,11 @@ func (c *NodeClient) Status(ctx context.Context, in *Hello) (*Status, error) {
 	return out, c.call(ctx, "Status", in, out)
 }
 
-// StateHashes asks for the hashes of the other node's state at its last
-// indexes.
-func (c *NodeClient) StateHashes(ctx context.Context) (*StateHashes, error) {
-	out := new(StateHashes)
-	return out, c.call(ctx, "StateHashes", &Empty{}, out)
+// StateHash asks for the hash of the other node's state at an index that it
+// has, or will have soon.
+func (c *NodeClient) StateHash(ctx context.Context, in *Index) (*StateHash, error) {
+	out := new(StateHash)
+	return out, c.call(ctx, "StateHash", in, out)
 }
 
 // Sign asks the other node, as a voter, to renew the caller's certificate.

@@ -17,7 +17,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/debvisor/debvisor/api"
 	"github.com/debvisor/debvisor/fsm"
 )
 
@@ -43,13 +42,6 @@ type Config struct {
 	Clock      Clock           // nil: the system's
 	Logger     hclog.Logger    // nil: no log
 	Doers      map[string]Doer // verbs of tasks that the leader itself carries out
-
-	// HashAt asks a node for the hash of its state at an index that it has
-	// applied or will apply soon. Nil: hashes are not compared.
-	HashAt func(ctx context.Context, node *api.Node, index uint64) (api.Hash, error)
-	// OnDivergence is called, on the leader, for a node whose state differs
-	// from the leader's at the same index. May be nil.
-	OnDivergence func(node string, index uint64)
 }
 
 // Control is the leader's work on one node. It exists on every node; Run is
@@ -64,8 +56,6 @@ type Control struct {
 	clock      Clock
 	log        hclog.Logger
 	doers      map[string]Doer
-	hashAt     func(ctx context.Context, node *api.Node, index uint64) (api.Hash, error)
-	diverged   func(node string, index uint64)
 
 	mu       sync.Mutex
 	term     uint64                 // of the running scope; 0: this node does not lead; guarded by mu
@@ -83,12 +73,9 @@ func New(c Config) (*Control, error) {
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
-	if c.OnDivergence == nil {
-		c.OnDivergence = func(string, uint64) {}
-	}
 	return &Control{
 		cluster: c.Cluster, self: c.Self, id: c.ID, placer: c.Placer, membership: c.Membership, stamps: c.Stamps, clock: c.Clock,
-		log: c.Logger.Named("control"), doers: c.Doers, hashAt: c.HashAt, diverged: c.OnDivergence,
+		log: c.Logger.Named("control"), doers: c.Doers,
 	}, nil
 }
 
@@ -109,9 +96,6 @@ func (c *Control) Run(ctx context.Context, term uint64) error {
 	g.Go(func() error { return c.runTasks(ctx, term) })
 	g.Go(func() error { return c.runMembership(ctx) })
 	g.Go(func() error { return c.runHygiene(ctx) })
-	if c.hashAt != nil {
-		g.Go(func() error { return c.runCompare(ctx) })
-	}
 	return g.Wait()
 }
 

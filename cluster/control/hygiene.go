@@ -2,22 +2,15 @@ package control
 
 import (
 	"context"
-	"fmt"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/debvisor/debvisor/api"
 	"github.com/debvisor/debvisor/fsm"
 )
 
-// Times and limits of clearing away and comparing.
+// Times of clearing away.
 const (
-	trimTokensPause   = time.Minute
-	trimTasksPause    = time.Hour
-	comparePause      = 10 * time.Second
-	compareTimeout    = 5 * time.Second // of one answer
-	compareFlightsMax = 8               // nodes asked at once
+	trimTokensPause = time.Minute
+	trimTasksPause  = time.Hour
 )
 
 // runHygiene deletes what nobody needs any more.
@@ -79,64 +72,4 @@ func (c *Control) now(view *fsm.View) time.Time {
 		return now
 	}
 	return view.Time()
-}
-
-func (c *Control) runCompare(ctx context.Context) error {
-	for {
-		if _, err := c.Compare(ctx); err != nil && ctx.Err() == nil {
-			c.log.Warn("states not compared", "error", err)
-		}
-		if !wait(ctx, comparePause, nil) {
-			return nil
-		}
-	}
-}
-
-// Compare asks every live node for the hash of its state at an index that this
-// one has applied, and returns the names of those that differ, after reporting
-// each. A node that does not answer in time is passed over. It fails when
-// nobody was given to ask, or when ctx ends.
-func (c *Control) Compare(ctx context.Context) ([]string, error) {
-	if c.hashAt == nil {
-		return nil, fmt.Errorf("compare states: no way to ask other nodes")
-	}
-	state := c.cluster.State()
-	view := state.Read()
-	index, own := view.Index(), view.StateHash()
-	type answer struct {
-		node string
-		hash api.Hash
-	}
-	answers := make(chan answer, api.NodesMax)
-	var group errgroup.Group
-	group.SetLimit(compareFlightsMax)
-	for n := range fsm.Nodes.All(view) {
-		if n.Name == c.self || n.Lease != api.NodeLive {
-			continue
-		}
-		group.Go(func() error {
-			ctx, cancel := context.WithTimeout(ctx, compareTimeout)
-			defer cancel()
-			hash, err := c.hashAt(ctx, n, index)
-			if err != nil {
-				c.log.Debug("state hash not known", "node", n.Name, "index", index, "error", err)
-				return nil
-			}
-			answers <- answer{n.Name, hash}
-			return nil
-		})
-	}
-	_ = group.Wait() // what fails is logged in place
-	close(answers)
-	var diverged []string
-	for a := range answers {
-		if a.hash == own {
-			continue
-		}
-		diverged = append(diverged, a.node)
-		c.log.Error("the state of a node differs from the leader's: stop that node, empty its data directory and join it again",
-			"node", a.node, "index", index, "have", a.hash, "leader", own)
-		c.diverged(a.node, index)
-	}
-	return diverged, ctx.Err()
 }
