@@ -20,7 +20,7 @@ func writes(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	d, err := b.startDev(ctx, "writes")
+	d, err := b.startWhole(ctx, "writes")
 	if err != nil {
 		return err
 	}
@@ -33,6 +33,7 @@ func writes(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
+	defer l.close()
 	systems := []system{{"debvisor", l.put}, {"bare Raft", bare.put}}
 	if other != nil {
 		systems = append(systems, system{"etcd", other.put})
@@ -64,7 +65,7 @@ func reads(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	d, err := b.startDev(ctx, "reads")
+	d, err := b.startWhole(ctx, "reads")
 	if err != nil {
 		return err
 	}
@@ -77,6 +78,7 @@ func reads(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
+	defer l.close()
 	var n atomic.Uint64
 	for _, level := range []struct {
 		name, path string
@@ -103,7 +105,7 @@ func reads(ctx context.Context, b *bench) error {
 // start measures from the start of the processes to the first committed write,
 // on data directories that exist.
 func start(ctx context.Context, b *bench) error {
-	d, err := b.startDev(ctx, "start")
+	d, err := b.startWhole(ctx, "start")
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -46,7 +45,7 @@ func (b *bench) startDev(ctx context.Context, name string) (*dev, error) {
 		return nil, err
 	}
 	defer log.Close()
-	d.cmd = exec.Command(b.binary, "dev", "--nodes", "3", "--dir", d.dir, "--hypervisor", "sim")
+	d.cmd = exec.Command(b.binary, "dev", "--nodes", "3", "--dir", d.dir, "--hypervisor", "sim", "--respawn")
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	if err := d.cmd.Start(); err != nil {
 		return nil, err
@@ -89,6 +88,46 @@ func (d *dev) readEnv() error {
 	return nil
 }
 
+// startWhole is startDev that also blocks until all three nodes vote: a node
+// that joined just now replicates but does not count yet.
+func (b *bench) startWhole(ctx context.Context, name string) (*dev, error) {
+	d, err := b.startDev(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.voters(ctx); err != nil {
+		d.stop()
+		return nil, err
+	}
+	return d, nil
+}
+
+// voters blocks until every node votes and is healthy.
+func (d *dev) voters(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, devReady)
+	defer cancel()
+	for {
+		status, err := d.client.Status(ctx)
+		if err == nil {
+			count := 0
+			for i := range status.Members {
+				if m := &status.Members[i]; m.Voter && m.Healthy {
+					count++
+				}
+			}
+			if count == len(d.addresses) && status.Healthy {
+				return nil
+			}
+			err = fmt.Errorf("%d of %d nodes vote and are healthy: %s", count, len(d.addresses), status.Summary)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the cluster is not whole within %v: %w", devReady, err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
 // pid is the process ID of a node.
 func (d *dev) pid(node string) (int, error) {
 	raw, err := os.ReadFile(filepath.Join(d.dir, node, "pid"))
@@ -126,9 +165,5 @@ func (d *dev) stop() {
 
 // tenantBody is a put of about entryBytes on the log.
 func tenantBody(n uint64) []byte {
-	raw, err := json.Marshal(api.Tenant{Meta: api.Meta{Name: fmt.Sprintf("b%012d", n)}, Description: strings.Repeat("x", 120)})
-	if err != nil {
-		panic(err)
-	}
-	return raw
+	return fmt.Appendf(nil, `{"name":"b%012d","description":"%s"}`, n, strings.Repeat("x", 120))
 }

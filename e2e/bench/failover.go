@@ -5,14 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"syscall"
 	"time"
 
-	"github.com/debvisor/debvisor/api/client"
+	"github.com/debvisor/debvisor/api"
 )
 
 const writeDeadline = 30 * time.Second
@@ -28,11 +25,12 @@ func (d *dev) firstWrite(ctx context.Context, n uint64) error {
 			return err
 		}
 		l.http.Timeout = 3 * time.Second
+		defer l.close()
 		loads = append(loads, l)
 	}
 	for i := 0; ; i++ {
 		// A put that was cut off may have happened: another name each time.
-		err := loads[i%len(loads)].put(ctx, 0, n*1_000_000+uint64(i))
+		err := loads[i%len(loads)].create(ctx, n*1_000_000+uint64(i))
 		if err == nil {
 			return nil
 		}
@@ -46,22 +44,16 @@ func (d *dev) firstWrite(ctx context.Context, n uint64) error {
 	}
 }
 
-// failover kills the leader's process with SIGKILL again and again, and starts
-// it again after each.
+// failover kills the leader's process with SIGKILL again and again. The
+// cluster's parent starts it anew each time; the next kill waits until every
+// node votes.
 func failover(ctx context.Context, b *bench) error {
-	d, err := b.startDev(ctx, "failover")
+	d, err := b.startWhole(ctx, "failover")
 	if err != nil {
 		return err
 	}
 	defer d.stop()
 	var took []time.Duration
-	var restarted []*exec.Cmd
-	defer func() {
-		for _, c := range restarted {
-			_ = c.Process.Signal(syscall.SIGTERM)
-			_ = c.Wait()
-		}
-	}()
 	for i := range b.kills {
 		leader, err := d.leader(ctx)
 		if err != nil {
@@ -79,19 +71,7 @@ func failover(ctx context.Context, b *bench) error {
 			return err
 		}
 		took = append(took, time.Since(from))
-		restarted = slices.DeleteFunc(restarted, func(c *exec.Cmd) bool {
-			if c.Process.Pid != pid {
-				return false
-			}
-			_ = c.Wait()
-			return true
-		})
-		cmd, err := b.restart(d, leader.Name)
-		if err != nil {
-			return err
-		}
-		restarted = append(restarted, cmd)
-		if err := d.whole(ctx, leader.Address); err != nil {
+		if err := d.whole(ctx, leader, pid); err != nil {
 			return err
 		}
 	}
@@ -101,45 +81,30 @@ func failover(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// restart starts the process of a node of the cluster again.
-func (b *bench) restart(d *dev, node string) (*exec.Cmd, error) {
-	dir := filepath.Join(d.dir, node)
-	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	cmd := exec.Command(b.binary, "agent", "--config", filepath.Join(dir, "agent.hcl"))
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	return cmd, os.WriteFile(filepath.Join(dir, "pid"), fmt.Appendf(nil, "%d\n", cmd.Process.Pid), 0o600)
-}
-
-// whole waits until the node at that address is ready again and a leader is
-// known to it.
-func (d *dev) whole(ctx context.Context, address string) error {
-	l, err := d.load(address)
+// whole waits until a node runs again as another process, is ready, and every
+// node votes.
+func (d *dev) whole(ctx context.Context, node api.Node, killed int) error {
+	l, err := d.load(node.Address)
 	if err != nil {
 		return err
 	}
+	defer l.close()
 	ctx, cancel := context.WithTimeout(ctx, writeDeadline)
 	defer cancel()
-	one, err := client.New(client.Config{Addresses: []string{address}, CAFile: d.ca, Key: d.key})
-	if err != nil {
-		return err
-	}
-	defer one.Close()
 	for {
-		if _, err = l.call(ctx, http.MethodGet, "/health/ready", nil); err == nil {
-			if _, err = one.Status(ctx); err == nil {
-				return nil
-			}
+		pid, err := d.pid(node.Name)
+		if err == nil && pid == killed {
+			err = fmt.Errorf("%s was not started again", node.Name)
+		}
+		if err == nil {
+			_, err = l.call(ctx, http.MethodGet, "/health/ready", nil)
+		}
+		if err == nil {
+			return d.voters(ctx)
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("the node at %s is not ready: %w", address, err)
+			return fmt.Errorf("the node at %s is not ready: %w", node.Address, err)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -17,11 +17,12 @@ const entryBytes = 300
 
 const answerBytesMax = 64 << 20
 
-// loadClient speaks HTTP/1.1 over kept connections, one per worker, so that
-// what is measured is the server and not a client's retries.
+// loadClient speaks HTTP/1.1 to one node over kept connections and never tries
+// again, so that what is measured is the server and not a client's retries.
 type loadClient struct {
 	base, key string
 	http      *http.Client
+	wires     *wires // for loads
 }
 
 func (d *dev) load(address string) (*loadClient, error) {
@@ -31,8 +32,9 @@ func (d *dev) load(address string) (*loadClient, error) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pem)
-	return &loadClient{base: "https://" + address, key: d.key, http: &http.Client{Timeout: time.Minute, Transport: &http.Transport{
-		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"}},
+	secure := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"}}
+	return &loadClient{base: "https://" + address, key: d.key, wires: &wires{address: address, key: d.key, tls: secure, open: map[int]*wire{}}, http: &http.Client{Timeout: time.Minute, Transport: &http.Transport{
+		TLSClientConfig:     secure,
 		TLSNextProto:        map[string]func(string, *tls.Conn) http.RoundTripper{},
 		MaxIdleConnsPerHost: 2048, DisableCompression: true,
 	}}}, nil
@@ -59,15 +61,25 @@ func (l *loadClient) call(ctx context.Context, method, path string, body []byte)
 	return int(n), err
 }
 
-// put creates a tenant.
-func (l *loadClient) put(ctx context.Context, _ int, n uint64) error {
+// create makes a tenant, on a connection that is made anew where it broke.
+func (l *loadClient) create(ctx context.Context, n uint64) error {
 	_, err := l.call(ctx, http.MethodPost, "/v1/tenants", tenantBody(n))
 	return err
 }
 
+// put makes a tenant, as part of a load.
+func (l *loadClient) put(ctx context.Context, worker int, n uint64) error {
+	return l.wires.call(ctx, worker, http.MethodPost, "/v1/tenants", tenantBody(n))
+}
+
+// get reads a path, as part of a load.
 func (l *loadClient) get(path string) func(context.Context, int, uint64) error {
-	return func(ctx context.Context, _ int, _ uint64) error {
-		_, err := l.call(ctx, http.MethodGet, path, nil)
-		return err
+	return func(ctx context.Context, worker int, _ uint64) error {
+		return l.wires.call(ctx, worker, http.MethodGet, path, nil)
 	}
+}
+
+func (l *loadClient) close() {
+	l.wires.close()
+	l.http.CloseIdleConnections()
 }

@@ -50,7 +50,7 @@ func idle(ctx context.Context, b *bench) error {
 		return err
 	}
 	b.add("stripped binary", api.FormatSize(info.Size()), "60 MiB", info.Size() <= 60*api.MiB)
-	d, err := b.startDev(ctx, "idle")
+	d, err := b.startWhole(ctx, "idle")
 	if err != nil {
 		return err
 	}
@@ -136,7 +136,7 @@ func (d *dev) fillBatch(ctx context.Context, from, to int) error {
 // lists measures a list of 20,000 VMs, and how long 1,000 blocking queries
 // take to hear of one change.
 func lists(ctx context.Context, b *bench) error {
-	d, err := b.startDev(ctx, "lists")
+	d, err := b.startWhole(ctx, "lists")
 	if err != nil {
 		return err
 	}
@@ -152,6 +152,7 @@ func lists(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
+	defer l.close()
 	var took []time.Duration
 	for range 5 * b.turns {
 		from := time.Now()
@@ -186,7 +187,7 @@ func (b *bench) wake(ctx context.Context, d *dev, l *loadClient) error {
 	}
 	settle(ctx, 5*time.Second) // until all of them wait
 	from := time.Now()
-	if err := l.put(ctx, 0, 999_999_999); err != nil {
+	if err := l.create(ctx, 999_999_999); err != nil {
 		return err
 	}
 	wg.Wait()
@@ -205,7 +206,7 @@ func (b *bench) wake(ctx context.Context, d *dev, l *loadClient) error {
 // large measures the restart of a node whose state holds 100,000 VMs.
 func large(ctx context.Context, b *bench) error {
 	const count = 100_000
-	d, err := b.startDev(ctx, "large")
+	d, err := b.startWhole(ctx, "large")
 	if err != nil {
 		return err
 	}
