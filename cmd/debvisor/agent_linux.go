@@ -128,8 +128,13 @@ func (a *app) runAgent(ctx context.Context, config nodeConfig) error {
 	if err != nil {
 		return err
 	}
-	err = n.run(ctx)
-	return errors.Join(err, n.stop(err))
+	fatal, err := n.run(ctx)
+	if fatal != nil {
+		// What makes a process end may hang, a disk for one, and a leader that
+		// hangs holds up the cluster: nothing is waited for, as in a crash.
+		return fatalError(*fatal)
+	}
+	return errors.Join(err, n.stop())
 }
 
 // startNode runs the agent of a node that was made just now.
@@ -186,8 +191,9 @@ func (n *node) assemble() error {
 	return nil
 }
 
-// run serves until ctx ends or the process must end.
-func (n *node) run(ctx context.Context) error {
+// run serves until ctx ends, and then ends what it started. It returns at once
+// when the process must end, and why.
+func (n *node) run(ctx context.Context) (*cluster.Fatal, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, loops := errgroup.WithContext(context.WithoutCancel(ctx))
@@ -201,19 +207,18 @@ func (n *node) run(ctx context.Context) error {
 		n.announce(ctx)
 		return nil
 	})
-	var err error
 	select {
 	case <-ctx.Done():
 	case <-loops.Done():
 	case f := <-n.fatal:
-		err = fatalError(f)
+		return &f, nil
 	}
 	cancel()
 	n.logger.Info("stopping")
 	_ = notifySystemd(n.app.env, "STOPPING=1") // it finds out anyway
-	n.drain(err)
+	n.drain()
 	endLoops()
-	return errors.Join(err, removalError(group.Wait()))
+	return nil, removalError(group.Wait())
 }
 
 // removalError gives the exit status to the agent's word that this node is no
@@ -247,15 +252,11 @@ func (n *node) announce(ctx context.Context) {
 	}
 }
 
-// drain takes no new requests, ends streams, and waits for the rest. After a
-// fatal error nothing is waited for.
-func (n *node) drain(fatal error) {
+// drain takes no new requests, ends streams, and waits for the rest.
+func (n *node) drain() {
 	close(n.stopping)
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	if fatal != nil {
-		cancel()
-	}
 	if err := n.http.Shutdown(ctx); err != nil {
 		n.logger.Warn("requests were still in progress", "error", err)
 		_ = n.http.Close()
@@ -263,14 +264,10 @@ func (n *node) drain(fatal error) {
 }
 
 // stop closes the rest, in the order that the cluster knows: leadership,
-// listeners, Raft, stores. After a fatal error the leadership is not handed
-// over: the disk may hang.
-func (n *node) stop(fatal error) error {
+// listeners, Raft, stores.
+func (n *node) stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
-	if fatal != nil {
-		cancel()
-	}
 	return errors.Join(n.machine.close(), n.server.Shutdown(ctx))
 }
 
