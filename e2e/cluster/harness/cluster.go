@@ -62,6 +62,8 @@ func Start(t testing.TB, o Options) *Cluster {
 	c := &Cluster{Dir: o.Dir, t: t}
 	if c.Dir == "" {
 		c.Dir = t.TempDir()
+	} else if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(c.cleanUp) // registered before the process, so it runs after its end
 	args := slices.Concat([]string{"dev", "--nodes", strconv.Itoa(o.Nodes), "--dir", c.Dir, "--hypervisor", o.Hypervisor}, o.Args)

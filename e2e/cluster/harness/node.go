@@ -99,9 +99,10 @@ func (n *Node) PID() int {
 }
 
 // is reports whether a process is this node's agent: numbers are used again.
+// One that is ending has no command line any more.
 func (n *Node) is(pid int) bool {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	return err == nil && bytes.Contains(raw, []byte(n.ConfigFile()))
+	return err == nil && (len(raw) == 0 || bytes.Contains(raw, []byte(n.ConfigFile())))
 }
 
 // Alive reports whether the node's process runs.

@@ -133,7 +133,8 @@ func tail(name string) string {
 }
 
 // alive reports whether a process runs. One that has ended and was not waited
-// for by its parent does not.
+// for by its parent does not; but while a thread of it is still ending, its
+// files are open.
 func alive(pid int) bool {
 	if err := syscall.Kill(pid, 0); errors.Is(err, syscall.ESRCH) {
 		return false
@@ -142,7 +143,8 @@ func alive(pid int) bool {
 	if err != nil {
 		return false
 	}
-	return stateOf(raw) != 'Z'
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err == nil && (stateOf(raw) != 'Z' || len(threads) > 1)
 }
 
 // stateOf is the letter behind the program's name, which may hold anything,
