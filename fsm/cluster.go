@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -142,16 +143,33 @@ func applyMany(tx *Tx, in Operations) *api.Error {
 	}
 	for _, o := range in.Operations {
 		cmd := tx.b.registry.commands[o.Op]
-		if cmd == nil || !cmd.users || o.Op == opApply {
-			return api.Invalid("op", "%q cannot be part of an apply", o.Op)
+		if cmd == nil {
+			tx.strange = fmt.Errorf("op %q in an apply: %w", o.Op, ErrUpgrade)
+			return nil
+		}
+		if err := partOfApply(cmd, tx.b.sys.ClusterVersion); err != nil {
+			return err
 		}
 		_, refusal, err := cmd.run(tx, o.Body)
 		if err != nil {
-			return api.Invalid("body", "of %s is not understood: %v", o.Op, err)
+			tx.strange = err
+			return nil
 		}
 		if refusal != nil {
 			return refusal
 		}
+	}
+	return nil
+}
+
+// partOfApply refuses an operation that stands for itself only, or that the
+// active cluster version does not allow yet.
+func partOfApply(cmd *anyCommand, active uint32) *api.Error {
+	if !cmd.users || cmd.op == opApply {
+		return api.Invalid("op", "%s cannot be part of an apply", cmd.op).Allow("what users may change, each for itself")
+	}
+	if cmd.since > active {
+		return tooNew(cmd.op, cmd.since, active)
 	}
 	return nil
 }

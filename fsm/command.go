@@ -188,7 +188,7 @@ func (c Command[In]) erase() anyCommand {
 			return nil, nil, fmt.Errorf("body of %s: %w (%w)", c.op, ErrUpgrade, err)
 		}
 		out, refusal := c.run(tx, in)
-		return out, refusal, nil
+		return out, refusal, tx.strange
 	}}
 }
 
@@ -252,7 +252,7 @@ func (b *batch) apply(c Committed, e *Entry) (Outcome, *Yield, error) {
 			return b.replay(first, digest), nil, nil
 		}
 	}
-	refusal := b.admit(cmd, e)
+	refusal, passing := b.admit(cmd, e)
 	var out any
 	if refusal == nil {
 		var err error
@@ -268,7 +268,7 @@ func (b *batch) apply(c Committed, e *Entry) (Outcome, *Yield, error) {
 	if res, ok := out.(result); ok {
 		outcome.Kind, outcome.Key, outcome.Row = res.kind, res.key, res.row
 	}
-	if e.RequestID != "" && !cmd.quiet && (refusal == nil || refusal.Code != api.CodeUnknown) {
+	if e.RequestID != "" && !cmd.quiet && !passing {
 		b.gen.requests.add(&request{ID: e.RequestID, Index: c.Index, Digest: digest, Time: b.sys.Time,
 			Err: refusal, Kind: outcome.Kind, Key: outcome.Key})
 	}
@@ -280,26 +280,32 @@ func (b *batch) apply(c Committed, e *Entry) (Outcome, *Yield, error) {
 	return outcome, &yield, nil
 }
 
-// admit is what every entry must pass before its command looks at it.
-func (b *batch) admit(cmd *anyCommand, e *Entry) *api.Error {
+// admit is what every entry must pass before its command looks at it. passing
+// says that the refusal must not be remembered, because the same request may be
+// accepted later or its first outcome is no longer known.
+func (b *batch) admit(cmd *anyCommand, e *Entry) (refusal *api.Error, passing bool) {
 	if cmd.since > b.sys.ClusterVersion && b.sys.ClusterVersion != 0 {
-		return api.Errorf(api.CodeUnavailable, "%s needs cluster version %d, active is %d", e.Op, cmd.since, b.sys.ClusterVersion).
-			Do("upgrade every node, then activate the new version")
+		return tooNew(e.Op, cmd.since, b.sys.ClusterVersion), false
 	}
 	if e.RequestID != "" && !cmd.quiet {
 		if e.Time.Before(b.sys.Time.Add(-RequestMemory)) {
 			return api.Errorf(api.CodeUnknown, "the request is older than %v: its outcome is no longer known", RequestMemory).
-				Do("look at the object, then repeat the change under a new request ID")
+				Do("look at the object, then repeat the change under a new request ID"), true
 		}
 		b.gen.requests.trim(b.sys.Time)
-		if b.gen.requests.len() >= RequestsMax {
-			return api.Errorf(api.CodeLimit, "%d requests are remembered", RequestsMax).Do("wait a moment and repeat it")
+		if limit := b.gen.requests.max; b.gen.requests.len() >= limit {
+			return api.Errorf(api.CodeLimit, "%d requests are remembered", limit).Do("wait a moment and repeat it"), true
 		}
 	}
 	if e.Auth != nil {
-		return checkAuth(b.tx, e.Auth)
+		return checkAuth(b.tx, e.Auth), false
 	}
-	return nil
+	return nil, false
+}
+
+func tooNew(op string, since, active uint32) *api.Error {
+	return api.Errorf(api.CodeUnavailable, "%s needs cluster version %d, active is %d", op, since, active).
+		Do("upgrade every node, then activate the new version")
 }
 
 func checkAuth(tx *Tx, auth *Auth) *api.Error {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/debvisor/debvisor/api"
 )
@@ -21,10 +22,10 @@ func (f *FSM) Plan(entries []Entry) (*api.Plan, *View, error) {
 	merged := &Tx{b: b}
 	for i := range entries {
 		e := &entries[i]
-		cmd := f.registry.commands[e.Op]
-		if cmd == nil {
-			return nil, nil, api.Invalid("op", "%q is no operation", e.Op)
+		if err := f.Check(e); err != nil {
+			return nil, nil, err
 		}
+		cmd := f.registry.commands[e.Op]
 		b.sys.Index++
 		if e.Time.After(b.sys.Time) {
 			b.sys.Time = e.Time.UTC()
@@ -95,16 +96,41 @@ func (f *FSM) Known(op string) (since uint32, ok bool) {
 // node would stop at. Whoever proposes calls it first. An op that the active
 // cluster version does not allow yet is CodeUnavailable.
 func (f *FSM) Check(e *Entry) error {
-	cmd := f.registry.commands[e.Op]
-	if cmd == nil {
-		return api.Invalid("op", "%q is no operation of this node", e.Op).Do("upgrade this node if the operation is newer")
+	return f.registry.check(e, f.Read().ClusterVersion())
+}
+
+// check looks into an apply too: its parts are understood or the whole is not.
+// Whether they may be parts is for Apply to say.
+func (r *registry) check(e *Entry, active uint32) error {
+	if err := r.understand(e.Op, e.Body, active); err != nil {
+		return err
 	}
-	if have := f.Read().ClusterVersion(); cmd.since > have {
-		return api.Errorf(api.CodeUnavailable, "%s needs cluster version %d, active is %d", e.Op, cmd.since, have).
-			Do("upgrade every node, then activate the new version")
+	if e.Op != opApply {
+		return nil
 	}
-	if err := cmd.check(e.Body); err != nil {
+	var in Operations
+	if err := decodeStrict(e.Body, &in); err != nil {
 		return api.Invalid("body", "of %s is not understood: %v", e.Op, err)
+	}
+	for i, o := range in.Operations {
+		if err := r.understand(o.Op, o.Body, active); err != nil {
+			err.Field = strings.TrimSuffix(fmt.Sprintf("operations[%d].%s", i, err.Field), ".")
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *registry) understand(op string, body []byte, active uint32) *api.Error {
+	cmd := r.commands[op]
+	if cmd == nil {
+		return api.Invalid("op", "%q is no operation of this node", op).Do("upgrade this node if the operation is newer")
+	}
+	if cmd.since > active {
+		return tooNew(op, cmd.since, active)
+	}
+	if err := cmd.check(body); err != nil {
+		return api.Invalid("body", "of %s is not understood: %v", op, err)
 	}
 	return nil
 }

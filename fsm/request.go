@@ -28,9 +28,11 @@ type requests struct {
 	mu    sync.Mutex // guards all below, for snapshots taken beside Apply
 	byID  map[string]*request
 	queue []*request // oldest first
+
+	max int // RequestsMax
 }
 
-func newRequests() *requests { return &requests{byID: map[string]*request{}} }
+func newRequests() *requests { return &requests{byID: map[string]*request{}, max: RequestsMax} }
 
 func (r *requests) find(id string) (*request, bool) {
 	r.mu.Lock()

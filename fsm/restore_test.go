@@ -39,7 +39,7 @@ func TestAReaderNeverSeesTheStoreThatRestoreEmptied(t *testing.T) {
 			}
 		})
 	}
-	for range 500 {
+	for range 150 {
 		if err := c.f.Restore(bytes.NewReader(snapshot.Bytes())); err != nil {
 			t.Fatal(err)
 		}

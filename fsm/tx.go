@@ -25,6 +25,7 @@ type Tx struct {
 	changes []change
 	at      map[rowRef]int // position in changes, once there are many
 
+	strange  error  // a part of the body is not understood: this node must stop
 	making   bool   // a command makes a volume for a VM
 	dropping string // ID of the VM whose volumes are being dropped
 }

@@ -1,0 +1,7 @@
+package fsm
+
+// RememberAtMost sets how many request IDs f remembers at once.
+func RememberAtMost(f *FSM, n int) { f.current.Load().requests.max = n }
+
+// Remembered is how many request IDs f remembers.
+func Remembered(f *FSM) int { return f.current.Load().requests.len() }
