@@ -178,13 +178,14 @@ type anyCommand struct {
 type erasable interface{ erase() anyCommand }
 
 func (c Command[In]) erase() anyCommand {
+	bodies := &strict{}
 	check := func(body []byte) error {
 		var in In
-		return decodeStrict(body, &in)
+		return bodies.decode(body, &in)
 	}
 	return anyCommand{op: c.op, since: c.since, quiet: c.quiet, users: c.users, check: check, run: func(tx *Tx, body []byte) (any, *api.Error, error) {
 		var in In
-		if err := decodeStrict(body, &in); err != nil {
+		if err := bodies.decode(body, &in); err != nil {
 			return nil, nil, fmt.Errorf("body of %s: %w (%w)", c.op, ErrUpgrade, err)
 		}
 		out, refusal := c.run(tx, in)

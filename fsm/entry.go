@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/debvisor/debvisor/api"
@@ -156,16 +157,37 @@ func (s *scanner) number() uint64 {
 	return v
 }
 
-// decodeStrict decodes one JSON value and refuses unknown fields and what
-// follows the value.
-func decodeStrict(raw []byte, into any) error {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
+// strict decodes JSON values whole and strictly. It keeps its decoders, whose
+// buffers cost more than what they hold. The zero value is ready; it is safe
+// for concurrent use.
+type strict struct{ idle sync.Pool }
+
+// strictDecoder is a decoder and the input that it reads from.
+type strictDecoder struct {
+	in   bytes.Reader
+	json *json.Decoder
+}
+
+// decode decodes one JSON value and refuses unknown fields and what follows the
+// value. A decoder that met an error is not used again.
+func (s *strict) decode(raw []byte, into any) error {
+	d, ok := s.idle.Get().(*strictDecoder)
+	if !ok {
+		d = &strictDecoder{}
+		d.json = json.NewDecoder(&d.in)
+		d.json.DisallowUnknownFields()
+	}
+	d.in.Reset(raw)
+	if err := d.json.Decode(into); err != nil {
 		return err
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+	if _, err := d.json.Token(); !errors.Is(err, io.EOF) {
 		return errors.New("data after the value")
 	}
+	d.in.Reset(nil)
+	s.idle.Put(d)
 	return nil
 }
+
+// decodeStrict is strict.decode for what is decoded rarely.
+func decodeStrict(raw []byte, into any) error { return new(strict).decode(raw, into) }
