@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/hashicorp/raft"
 
 	"github.com/debvisor/debvisor/api"
 	"github.com/debvisor/debvisor/api/rpc"
@@ -48,8 +49,11 @@ func (s *Server) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) 
 	}
 	s.proposals.Add(1)
 	defer s.proposals.Add(-1)
-	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
-	defer cancel()
+	if _, bounded := ctx.Deadline(); !bounded {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, proposeTimeout)
+		defer cancel()
+	}
 	sent := false // an attempt may have reached a log
 	here := s.leadersOnly(&e)
 	var last error
@@ -105,6 +109,9 @@ func (s *Server) pause(ctx context.Context) bool {
 // proposeOnce makes one attempt: here if this node leads, else at the leader.
 // here keeps the entry from being sent.
 func (s *Server) proposeOnce(ctx context.Context, raw []byte, here bool) (fsm.Outcome, error) {
+	if s.raft.State() == raft.Leader {
+		return s.commit(ctx, raw) // without a bound of its own: Raft answers as soon as it no longer leads
+	}
 	ctx, cancel := context.WithTimeout(ctx, proposeTry)
 	defer cancel()
 	leader, err := s.findLeader(ctx)
