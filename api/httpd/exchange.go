@@ -74,14 +74,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.requestID = rand.Text()
 	defer x.finish()
 	h := w.Header()
-	h.Set("X-Debvisor-Version", s.cfg.Version)
-	h.Set("X-Content-Type-Options", "nosniff")
+	h["X-Debvisor-Version"], h["X-Content-Type-Options"] = s.fixed.version, s.fixed.sniff
 	if !isAPI(r.URL.Path) {
 		s.servePanel(x.w, x.r)
 		return
 	}
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h["Cache-Control"], h["Content-Security-Policy"] = s.fixed.cache, s.fixed.policy
 	err := x.identify()
 	h.Set("X-Request-Id", x.requestID)
 	if err == nil {

@@ -149,12 +149,16 @@ type Server struct {
 	resources map[string]resourceOf // by kind
 	metrics   *metrics
 	document  []byte // OpenAPI
+	fixed     fixedHeaders
 	requests  gate
 	waits     gate
 	streams   gate
 	uploads   gate
 	applies   gate
 }
+
+// fixedHeaders are the values of headers that every answer has, made once.
+type fixedHeaders struct{ version, sniff, cache, policy []string }
 
 // New builds the API. It fails when a part is missing, and when a route is
 // registered without a right.
@@ -179,6 +183,8 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, policies: policies, log: cfg.Logger, router: mux.NewRouter().SkipClean(true), resources: resources(),
 		metrics: newMetrics(), requests: newGate("requests", RequestsMax), waits: newGate("blocking queries", WaitsMax),
 		streams: newGate("streams", StreamsMax), uploads: newGate("uploads and backups", UploadsMax), applies: newGate("large applies", AppliesMax)}
+	s.fixed = fixedHeaders{version: []string{cfg.Version}, sniff: []string{"nosniff"}, cache: []string{"no-store"},
+		policy: []string{"default-src 'none'; frame-ancestors 'none'"}}
 	for _, g := range []gate{s.requests, s.waits, s.streams, s.uploads, s.applies} {
 		s.metrics.watchGate(g)
 	}

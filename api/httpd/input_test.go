@@ -216,7 +216,9 @@ func TestRawRequestsThatMeanTwoThingsAreRefused(t *testing.T) {
 }
 
 func FuzzCheckJSON(f *testing.F) {
-	for _, seed := range []string{`{}`, `{"a":1,"a":2}`, `{"a":[{"b":null}]}`, `{"A":1}`, `[]`, `{} 1`, "{\"a\":\"\xff\"}", `{"a":1e999}`, vmBody("web")} {
+	for _, seed := range []string{`{}`, `{"a":1,"a":2}`, `{"a":[{"b":null}]}`, `{"A":1}`, `[]`, `{} 1`, "{\"a\":\"\xff\"}", `{"a":1e999}`, vmBody("web"),
+		`{"a":{"a":1},"b":[{"a":1},{"a":2}]}`, `{"a":["x,y",["b","b"],{}],"c":{"d":{},"e":1}}`, `{"a":{"b":1,"b":2}}`, `{"a":[{"b":1,"b":2}]}`,
+		`{"a":["x"],"a":1}`, `{"a":"\"","a":1}`, `{"a\"":1,"a":1}`, `{"a":"{","a":1}`, `{"\u0061":1,"a":1}`, `"a"`, `[{"a":1}]`} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {

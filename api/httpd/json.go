@@ -101,6 +101,9 @@ func CheckJSON(raw []byte) error {
 	if !utf8.Valid(raw) {
 		return api.Errorf(api.CodeInvalid, "the body is not UTF-8")
 	}
+	if json.Valid(raw) && plain(raw) {
+		return nil
+	}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()
 	var open []*level
