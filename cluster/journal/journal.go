@@ -292,17 +292,18 @@ func (j *Journal) unknownAt(index uint64) bool {
 }
 
 // missing notes that the records after the last known one and through index
-// are not here. The caller holds mu.
+// are not here. What follows a gap without a record in between makes it longer.
+// The caller holds mu.
 func (j *Journal) missing(through uint64, end api.Hash) {
 	from := j.stored
 	if n := len(j.queue); n > 0 {
 		r := j.queue[n-1].Record
 		from = position{r.Index, r.Hash}
 	}
-	// Nothing is known behind the last gap: it grows. Two gaps that overlap
-	// would give the record behind them two predecessors.
-	if n := len(j.gaps); n > 0 && j.gaps[n-1].through >= from.index && j.gaps[n-1].through <= through {
-		j.gaps[n-1].through, j.gaps[n-1].end = through, end
+	if n := len(j.gaps); n > 0 && j.gaps[n-1].through >= from.index {
+		if last := &j.gaps[n-1]; last.through <= through {
+			last.through, last.end = through, end
+		}
 		return
 	}
 	if through > from.index {

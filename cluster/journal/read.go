@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -37,6 +38,7 @@ func (j *Journal) At(ctx context.Context, kind, key string, index uint64) (m Mom
 		return m, err
 	}
 	defer recovered(&err)
+	_, _, gaps := j.Gap()
 	err = j.db.View(func(tx *bbolt.Tx) error {
 		prefix := objectPrefix(kind, key)
 		cursor := tx.Bucket([]byte(bucketObjects)).Cursor()
@@ -53,6 +55,8 @@ func (j *Journal) At(ctx context.Context, kind, key string, index uint64) (m Mom
 			c, err := changeAt(tx, m.Index, kind, key)
 			m.Row = bytes.Clone(c.After)
 			return err
+		case gaps: // the first change may be missing
+			return fetching()
 		case bytes.HasPrefix(after, prefix):
 			m.Known = true
 			c, err := changeAt(tx, objectIndex(after), kind, key)
@@ -78,14 +82,19 @@ func (j *Journal) ready(ctx context.Context, index uint64) error {
 		return api.Errorf(api.CodeGone, "history at index %d was dropped", index).Allow("an index from %d on", j.floor.index)
 	}
 	if len(j.gaps) > 0 && index >= j.gaps[0].from.index {
-		return api.Errorf(api.CodeUnavailable, "this node is fetching its history from its peers").Do("ask another node, or try again in a moment")
+		return fetching()
 	}
 	return nil
 }
 
+func fetching() *api.Error {
+	return api.Errorf(api.CodeUnavailable, "this node is fetching its history from its peers").Do("ask another node, or try again in a moment")
+}
+
 // History lists the records that changed an object, newest first, at most
 // limit of them and all below before (0: from the newest). Quiet operations
-// (lease renewals) leave no changes and do not show.
+// (lease renewals) leave no changes and do not show. While records that might
+// belong to the answer are fetched from peers it is CodeUnavailable.
 func (j *Journal) History(ctx context.Context, kind, key string, before uint64, limit int) (out []api.Record, err error) {
 	if err := j.Flush(ctx); err != nil && ctx.Err() != nil {
 		return nil, err
@@ -95,6 +104,7 @@ func (j *Journal) History(ctx context.Context, kind, key string, before uint64, 
 		before = ^uint64(0)
 	}
 	limit = min(limit, PageRecordsMax)
+	lacking := j.lacking(before)
 	err = j.db.View(func(tx *bbolt.Tx) error {
 		prefix := objectPrefix(kind, key)
 		cursor := tx.Bucket([]byte(bucketObjects)).Cursor()
@@ -113,7 +123,22 @@ func (j *Journal) History(ctx context.Context, kind, key string, before uint64, 
 		}
 		return nil
 	})
+	if err == nil && lacking > 0 && (len(out) < limit || len(out) > 0 && out[len(out)-1].Index <= lacking) {
+		return nil, fetching()
+	}
 	return out, err
+}
+
+// lacking is the highest index below before at which a record may be missing.
+func (j *Journal) lacking(before uint64) (index uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for i := range j.gaps {
+		if g := &j.gaps[i]; g.from.index+1 < before {
+			index = min(g.through, before-1)
+		}
+	}
+	return index
 }
 
 // Range lists records after < index <= through, oldest first, at most limit of
@@ -127,7 +152,7 @@ func (j *Journal) Range(ctx context.Context, after, through uint64, limit int) (
 	if from, end, missing := j.Gap(); missing && after < end && through > from {
 		raw = slices.DeleteFunc(raw, func(r Raw) bool { return r.Index > from })
 		if len(raw) == 0 {
-			return nil, api.Errorf(api.CodeUnavailable, "this node is fetching its history from its peers").Do("ask another node, or try again in a moment")
+			return nil, fetching()
 		}
 	}
 	for i := range raw {
@@ -321,6 +346,41 @@ func changeAt(tx *bbolt.Tx, index uint64, kind, key string) (api.Change, error) 
 		}
 	}
 	return api.Change{}, errors.Join(brokenAt(index), errors.New("it lacks a change that the index names"))
+}
+
+// LastBefore is the index of the last record that is older than a time, or the
+// floor. The times of records never go back, so halving finds it.
+func (j *Journal) LastBefore(at time.Time) (index uint64, err error) {
+	defer recovered(&err)
+	low := j.Floor()
+	err = j.db.View(func(tx *bbolt.Tx) error {
+		cursor := tx.Bucket([]byte(bucketRecords)).Cursor()
+		last, _ := cursor.Last()
+		if last == nil {
+			return nil
+		}
+		for high := binary.BigEndian.Uint64(last); low < high; { // low is older; what follows high is not
+			middle := low + (high-low)/2
+			k, v := cursor.Seek(indexKey(middle + 1))
+			p, canonical, err := decodeRecord(k, v)
+			if err != nil {
+				return err
+			}
+			var r struct {
+				Time time.Time `json:"time"`
+			}
+			if err := json.Unmarshal(canonical, &r); err != nil {
+				return fmt.Errorf("journal record %d: %w", p.index, err)
+			}
+			if r.Time.Before(at) {
+				low = p.index
+			} else {
+				high = middle
+			}
+		}
+		return nil
+	})
+	return low, err
 }
 
 // HashUpTo is the hash of the last record at or below index, or of the floor.
