@@ -10,10 +10,13 @@ const (
 	OvercommitMax           = 16.0
 	TaskRetentionMin        = time.Minute
 	TaskRetentionMax        = 90 * 24 * time.Hour
+	JournalRetentionMin     = 24 * time.Hour
+	JournalRetentionMax     = 10 * 365 * 24 * time.Hour
 	VotersMax               = 7
 	defaultCPUOvercommit    = 4.0
 	defaultMemoryOvercommit = 1.0
 	defaultTaskRetention    = 7 * 24 * time.Hour
+	defaultJournalRetention = 365 * 24 * time.Hour
 )
 
 // Config holds the settings of the whole cluster, in its only row "cluster".
@@ -26,6 +29,7 @@ type Config struct {
 	MemoryReserve     int64         `json:"memory_reserve_bytes,omitzero"` // kept for each host itself, in bytes
 	PlacementStrategy string        `json:"placement_strategy,omitzero"`   // spread (default) or pack
 	TaskRetention     time.Duration `json:"task_retention_ns,omitzero"`    // ended tasks are kept this long; 0 means 7 days
+	JournalRetention  time.Duration `json:"journal_retention_ns,omitzero"` // the journal and with it history is kept this long; 0 means 365 days
 	Voters            int           `json:"voters,omitzero"`               // wanted number of voters, odd; 0 means as many as fit, at most 7
 }
 
@@ -51,6 +55,9 @@ func (c *Config) Validate() error {
 	if r := c.TaskRetention; r != 0 && (r < TaskRetentionMin || r > TaskRetentionMax) {
 		p.add("task_retention_ns", "is %v", r).Allow("%v to %v", TaskRetentionMin, TaskRetentionMax)
 	}
+	if r := c.JournalRetention; r != 0 && (r < JournalRetentionMin || r > JournalRetentionMax) {
+		p.add("journal_retention_ns", "is %v", r).Allow("%v to %v", JournalRetentionMin, JournalRetentionMax)
+	}
 	if v := c.Voters; v != 0 && (v < 1 || v > VotersMax || v%2 == 0) {
 		p.add("voters", "is %d", v).Allow("1, 3, 5 or 7")
 	}
@@ -70,6 +77,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.TaskRetention == 0 {
 		c.TaskRetention = defaultTaskRetention
+	}
+	if c.JournalRetention == 0 {
+		c.JournalRetention = defaultJournalRetention
 	}
 	if c.Voters == 0 {
 		c.Voters = VotersMax

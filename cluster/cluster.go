@@ -340,7 +340,7 @@ func (s *Server) serve() {
 // background starts the loops that run on every node.
 func (s *Server) background() {
 	for _, loop := range []func(context.Context){
-		s.followLeadership, s.renewCertificate, s.watchRemoval, s.fillJournal, s.compact, s.watchSeals, s.compareStates,
+		s.followLeadership, s.renewCertificate, s.watchRemoval, s.fillJournal, s.compact, s.watchSeals, s.compareStates, s.trimJournal,
 	} {
 		s.wait.Go(func() { loop(s.ctx) })
 	}

@@ -38,6 +38,11 @@ func RepeatedInstalls(indexes ...uint64) (ended Fatal) {
 // CompareState compares the state with the other voters' now.
 func (s *Server) CompareState(ctx context.Context) { s.compareState(ctx) }
 
+// TrimJournal drops what the retention allows to, at a time.
+func (s *Server) TrimJournal(ctx context.Context, now time.Time) error {
+	return s.trimJournalAt(ctx, now)
+}
+
 // RenewCertificate renews the certificate now.
 func (s *Server) RenewCertificate(ctx context.Context) error { return s.renewNow(ctx) }
 

@@ -11,12 +11,14 @@ import (
 	"github.com/debvisor/debvisor/api"
 	"github.com/debvisor/debvisor/api/rpc"
 	"github.com/debvisor/debvisor/cluster/journal"
+	"github.com/debvisor/debvisor/fsm"
 )
 
 const (
 	journalPage  = journal.PageRecordsMax
 	journalPoll  = time.Second
 	journalFetch = 10 * time.Second // one page from a peer
+	trimEvery    = time.Hour
 )
 
 // compact takes a snapshot when the log has grown by size; Raft itself does by
@@ -92,6 +94,44 @@ func (s *Server) fillFrom(ctx context.Context, p Peer, after, through uint64) er
 	closed, err := s.journal.Fill(ctx, raw)
 	if err == nil && !closed && len(raw) == 0 {
 		err = errors.New("it has none of the records")
+	}
+	return err
+}
+
+// trimJournal drops what is older than the cluster's journal retention. Every
+// node does so by itself: what it holds is its own copy.
+func (s *Server) trimJournal(ctx context.Context) {
+	for {
+		if err := s.trimJournalAt(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			s.logger.Warn("the journal was not shortened", "error", err)
+		}
+		if !waitFor(ctx, trimEvery) {
+			return
+		}
+	}
+}
+
+// trimJournalAt goes by the clock that is behind: a wrong one must not cost
+// history.
+func (s *Server) trimJournalAt(ctx context.Context, now time.Time) error {
+	view := s.state.Read()
+	if fsm.Configs.Get(view, api.ConfigName) == nil {
+		return nil // the state has not arrived
+	}
+	if at := view.Time(); at.Before(now) {
+		now = at
+	}
+	index, err := s.journal.LastBefore(now.Add(-fsm.Settings(view).JournalRetention))
+	if err != nil {
+		return err
+	}
+	before := s.journal.Floor()
+	if index <= before {
+		return nil
+	}
+	err = s.journal.Trim(ctx, index)
+	if floor := s.journal.Floor(); floor > before {
+		s.logger.Info("the journal was shortened", "begins_after", floor)
 	}
 	return err
 }

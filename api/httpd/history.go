@@ -191,7 +191,8 @@ func ParsePoint(text string, now time.Time) (time.Time, error) {
 // indexAt is the index of the last record not later than a time. Times of
 // records never go back, so halving finds it.
 func (x *exchange) indexAt(view *fsm.View, at time.Time) (uint64, error) {
-	low, high := x.s.cfg.Journal.Floor(), view.Index() // low is not later; everything after high is
+	floor := x.s.cfg.Journal.Floor()
+	low, high := floor, view.Index() // low is not later; everything after high is
 	found := low
 	for low < high {
 		middle := low + (high-low)/2
@@ -204,6 +205,9 @@ func (x *exchange) indexAt(view *fsm.View, at time.Time) (uint64, error) {
 			continue
 		}
 		found, low = records[0].Index, records[0].Index
+	}
+	if found == floor && floor > 0 {
+		return 0, api.Errorf(api.CodeGone, "history at %s was dropped", at.UTC().Format(time.RFC3339)).Allow("a time after that of index %d", floor)
 	}
 	return found, nil
 }

@@ -124,10 +124,11 @@ config "cluster" {
   cpu_overcommit = 2.5
   memory_reserve = "1GiB"
   task_retention = "2d"
+  journal_retention = "30d"
   voters = 3
 }`, spec.Options{Tenant: "acme"})
 	want := []api.Object{
-		&api.Config{Meta: api.Meta{Name: "cluster"}, CPUOvercommit: 2.5, MemoryReserve: api.GiB, TaskRetention: 48 * time.Hour, Voters: 3},
+		&api.Config{Meta: api.Meta{Name: "cluster"}, CPUOvercommit: 2.5, MemoryReserve: api.GiB, TaskRetention: 48 * time.Hour, JournalRetention: 720 * time.Hour, Voters: 3},
 		&api.Tenant{Meta: api.Meta{Name: "shop"}, Description: "s"},
 		&api.Pool{Meta: api.Meta{Name: "fast"}, Driver: "dir", Nodes: []string{"n1"}, ReserveBytes: 10 * api.GiB},
 		&api.Network{Meta: api.Meta{Name: "lan", Tenant: "acme"}, Driver: "bridge", Bridge: "br0"},

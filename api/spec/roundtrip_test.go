@@ -78,7 +78,8 @@ var anyObject = rapid.Custom(func(t *rapid.T) spec.Object {
 	switch kind := rapid.SampledFrom([]string{"vm", "config", "tenant", "pool", "network", "image", "volume"}).Draw(t, "kind"); kind {
 	case "config":
 		c := &api.Config{Meta: anyMeta(t, false), CPUOvercommit: rapid.Float64Range(0.1, 16).Draw(t, "cpu"), MemoryReserve: anySize.Draw(t, "reserve"),
-			TaskRetention: time.Duration(rapid.Int64Range(int64(api.TaskRetentionMin), int64(api.TaskRetentionMax)).Draw(t, "retention")), Voters: 5}
+			TaskRetention:    time.Duration(rapid.Int64Range(int64(api.TaskRetentionMin), int64(api.TaskRetentionMax)).Draw(t, "retention")),
+			JournalRetention: time.Duration(rapid.Int64Range(int64(api.JournalRetentionMin), int64(api.JournalRetentionMax)).Draw(t, "journal")), Voters: 5}
 		c.Name = api.ConfigName
 		return spec.Object{Kind: kind, Value: c}
 	case "tenant":

@@ -85,6 +85,7 @@ var kindBlocks = map[string]*block{
 		attribute{name: "memory_reserve", field: "memory_reserve_bytes", shape: size},
 		attribute{name: "placement_strategy"},
 		attribute{name: "task_retention", field: "task_retention_ns", shape: duration},
+		attribute{name: "journal_retention", field: "journal_retention_ns", shape: duration},
 		attribute{name: "voters", shape: integer}),
 	api.KindTenant: kindBlock(api.KindTenant,
 		attribute{name: "description"}),

@@ -336,3 +336,62 @@ func BenchmarkVerify(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100000, "ns/record")
 	_ = j.Close()
 }
+
+func TestLastBeforeFindsTheRecord(t *testing.T) {
+	t.Parallel()
+	j := open(t, filepath.Join(t.TempDir(), "journal.db"))
+	if index, err := j.LastBefore(time.Unix(50, 0)); err != nil || index != 0 {
+		t.Fatalf("in an empty journal: %d %v", index, err)
+	}
+	j.Append(chain(200)) // record i is of second i and has index 2i
+	if err := j.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for second, want := range map[int64]uint64{0: 0, 1: 0, 2: 2, 50: 98, 51: 100, 200: 398, 201: 400, 9999: 400} {
+		if index, err := j.LastBefore(time.Unix(second, 0)); err != nil || index != want {
+			t.Errorf("before second %d: got %d %v, want %d", second, index, err, want)
+		}
+	}
+	if err := j.Trim(t.Context(), 98); err != nil {
+		t.Fatal(err)
+	}
+	if index, err := j.LastBefore(time.Unix(20, 0)); err != nil || index != 98 {
+		t.Errorf("below the floor: got %d %v, want the floor 98", index, err)
+	}
+}
+
+// A node that was away while its peers' retention passed the end of its own
+// journal goes on from there, once its own retention has passed it too.
+func TestAGapBehindThePeersFloorIsLeftOut(t *testing.T) {
+	t.Parallel()
+	entries := chain(300)
+	j := open(t, filepath.Join(t.TempDir(), "journal.db"))
+	j.Append(entries[:100])
+	snapshot := entries[199].Record
+	if err := j.Expect(t.Context(), snapshot.Index, snapshot.Hash); err != nil {
+		t.Fatal(err)
+	}
+	j.Append(entries[200:])
+	if err := j.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	floor := entries[149].Record
+	if err := j.StartAt(floor.Index, floor.Hash); err == nil {
+		t.Fatal("it began later although it holds older records")
+	}
+	if err := j.Trim(t.Context(), floor.Index); err != nil {
+		t.Fatal(err)
+	}
+	if got := j.Floor(); got != 200 {
+		t.Fatalf("floor %d, want 200, where the gap begins", got)
+	}
+	if err := j.StartAt(floor.Index, floor.Hash); err != nil {
+		t.Fatal(err)
+	}
+	if closed, err := j.Fill(t.Context(), raws(entries[150:200])); err != nil || !closed {
+		t.Fatalf("fill: %v %v", closed, err)
+	}
+	if v, err := j.Verify(t.Context(), 0, nil); err != nil || v.Records != 150 {
+		t.Fatalf("verify: %+v %v", v, err)
+	}
+}

@@ -328,11 +328,12 @@ func (j *Journal) saveGaps() (err error) {
 	})
 }
 
-// trimBatch bounds one transaction of Trim, in records.
-const trimBatch = 4096
+// trimBatch bounds one transaction of Trim, in records. Append waits for it.
+const trimBatch = 512
 
-// Trim drops the records at or below index. The last dropped one stays known
-// by its hash, so that the chain of the rest still verifies.
+// Trim drops the records at or below index, but none behind a gap. The last
+// dropped one stays known by its hash, so that the chain of the rest still
+// verifies.
 func (j *Journal) Trim(ctx context.Context, index uint64) error {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -349,8 +350,11 @@ func (j *Journal) trimSome(index uint64) (more bool, err error) {
 	defer recovered(&err)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if len(j.gaps) > 0 {
-		return false, api.Errorf(api.CodeUnavailable, "the journal is being filled from peers").Do("trim it later")
+	if j.terminal {
+		return false, j.failure
+	}
+	if len(j.gaps) > 0 { // where the peers' floor has passed the gap, Fill goes on from there
+		index = min(index, j.gaps[0].from.index)
 	}
 	floor := j.floor
 	err = j.db.Update(func(tx *bbolt.Tx) error {

@@ -71,7 +71,7 @@ func (g *Generator) meta(letter string, n int) api.Meta {
 
 func (g *Generator) config() api.Config {
 	return api.Config{Meta: api.Meta{Name: api.ConfigName}, CPUOvercommit: pick(g, 0, 1.5, 4, 99), Voters: pick(g, 0, 3, 4),
-		TaskRetention: pick(g, 0, time.Minute, time.Second), Region: pick(g, "", "", "elsewhere")}
+		TaskRetention: pick(g, 0, time.Minute, time.Second), JournalRetention: pick(g, 0, 48*time.Hour, time.Hour), Region: pick(g, "", "", "elsewhere")}
 }
 
 func (g *Generator) pool() api.Pool {
