@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"encoding/json"
+	"time"
 
 	"github.com/debvisor/debvisor/api"
 	"github.com/debvisor/debvisor/fsm"
@@ -61,6 +62,21 @@ func authorizeAgent(e *fsm.Entry, row *api.Node) error {
 
 func forbiddenEntry(e *fsm.Entry, why string) *api.Error {
 	return api.Errorf(api.CodeForbidden, "a forwarded %s %s", e.Op, why).Do("look at the log of the node that sent it: its program is too old, or not ours")
+}
+
+// aheadMax is how far the clock of a node that forwards may be ahead of the
+// leader's. The state's clock never goes back, so one wrong clock, or one node
+// that lies, would let every key and token of the cluster expire.
+const aheadMax = 2 * time.Second
+
+// clamp takes back the time of a forwarded entry that is ahead, and returns the
+// entry's encoding.
+func (s *Server) clamp(e *fsm.Entry, raw []byte) ([]byte, error) {
+	if limit := s.stamp().Add(aheadMax); !e.Time.After(limit) {
+		return raw, nil
+	}
+	e.Time = s.stamp()
+	return e.Encode()
 }
 
 // leadersOnly reports whether only a leader may propose the entry, for itself.

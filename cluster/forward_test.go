@@ -107,3 +107,30 @@ func TestALeadersEntryIsNotForwarded(t *testing.T) {
 		t.Fatalf("got %v, want %s", err, api.CodeNoLeader)
 	}
 }
+
+// The state's clock never goes back: a node whose clock is ahead must not move
+// it.
+func TestAForwardedEntryDoesNotMoveTheClock(t *testing.T) {
+	t.Parallel()
+	c := start(t, 2, nil)
+	l, f := c.waitLeader(), c.follower()
+	ahead := tenant("ahead")
+	ahead.Time = time.Now().AddDate(50, 0, 0).UTC()
+	c.must(f, ahead)
+	if at := l.State().Read().Time(); at.After(time.Now().Add(time.Minute)) {
+		t.Fatalf("the state is at %v", at)
+	}
+}
+
+// A leader's clock is believed, and may be ahead; what is proposed after it was
+// set right is not taken for a request from long ago.
+func TestAStateThatIsAheadTakesWrites(t *testing.T) {
+	t.Parallel()
+	c := start(t, 2, nil)
+	ahead := tenant("ahead")
+	ahead.Time = time.Now().Add(3 * time.Hour).UTC()
+	c.must(c.waitLeader(), ahead)
+	c.must(c.waitLeader(), tenant("by-the-leader"))
+	c.converged(c.nodes...)
+	c.must(c.follower(), tenant("by-another"))
+}

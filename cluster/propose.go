@@ -35,7 +35,7 @@ const (
 // mean that it was not.
 func (s *Server) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) {
 	if e.Time.IsZero() {
-		e.Time = time.Now().UTC()
+		e.Time = s.stamp()
 	}
 	if e.RequestID == "" && !s.state.Quiet(e.Op) {
 		e.RequestID = uuid.NewString()
@@ -75,6 +75,16 @@ func (s *Server) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) 
 			return fsm.Outcome{}, gaveUp(sent, last)
 		}
 	}
+}
+
+// stamp is the time of a new entry. A state that is ahead, because a leader's
+// clock was, must not make every entry look like one from long ago.
+func (s *Server) stamp() time.Time {
+	now := time.Now().UTC()
+	if at := s.state.Read().Time(); at.After(now) {
+		return at
+	}
+	return now
 }
 
 func gaveUp(sent bool, last error) error {

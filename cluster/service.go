@@ -58,6 +58,9 @@ func (v service) Propose(ctx context.Context, in *rpc.Propose) (*rpc.Proposed, e
 	if err := v.s.mayPropose(e); err != nil {
 		return nil, err
 	}
+	if raw, err = v.s.clamp(e, raw); err != nil {
+		return nil, err
+	}
 	v.s.proposals.Add(1)
 	defer v.s.proposals.Add(-1)
 	outcome, err := v.s.commit(ctx, raw)
