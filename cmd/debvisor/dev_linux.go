@@ -332,7 +332,7 @@ func (d *dev) watch(ctx context.Context) error {
 					return err
 				}
 			} else if d.running() == 0 {
-				return errors.New("all nodes have ended")
+				d.a.notef("no node that was started here runs any more; Ctrl-C ends this, and the same command starts all again")
 			}
 		}
 	}

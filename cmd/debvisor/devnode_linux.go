@@ -24,9 +24,10 @@ type devNode struct {
 	name    string
 	dir     string
 	address string
-	socket  string // of its libvirtd; empty: the usual one
-	removed bool   // from the cluster; it does not start again
-	pid     atomic.Int64
+	socket  string        // of its libvirtd; empty: the usual one
+	removed bool          // from the cluster; it does not start again
+	pid     atomic.Int64  // 0: no process of ours runs
+	lastPID int64         // of the process started last
 	exited  chan struct{} // closed when the process has ended; nil before the first start
 	err     error         // why it ended; valid once exited is closed
 }
@@ -63,8 +64,8 @@ func (d *dev) spawn(n *devNode) error {
 	if err := <-started; err != nil {
 		return fmt.Errorf("start %s: %w", n.name, err)
 	}
-	d.a.notef("%s runs at %s (process %d)", n.name, n.address, n.pid.Load())
-	return writeSecret(n.pidFile(), strconv.FormatInt(n.pid.Load(), 10))
+	d.a.notef("%s runs at %s (process %d)", n.name, n.address, n.lastPID)
+	return writeSecret(n.pidFile(), strconv.FormatInt(n.lastPID, 10))
 }
 
 // attend starts and waits for a process. It keeps its thread: the kernel sends
@@ -79,7 +80,8 @@ func (d *dev) attend(n *devNode, cmd *exec.Cmd, started chan<- error) {
 		started <- err
 		return
 	}
-	n.pid.Store(int64(cmd.Process.Pid))
+	n.lastPID = int64(cmd.Process.Pid)
+	n.pid.Store(n.lastPID)
 	started <- nil
 	n.err = cmd.Wait()
 	n.pid.Store(0)
@@ -157,12 +159,21 @@ func (d *dev) stop() error {
 			<-n.exited
 			killed = append(killed, n.name)
 		}
-		_ = os.Remove(n.pidFile())
+		n.forgetPID()
 	}
 	if len(killed) > 0 {
 		return fmt.Errorf("%s did not end in %v and had to be killed", strings.Join(killed, ", "), devStopTimeout)
 	}
 	return nil
+}
+
+// forgetPID removes the pid file, unless it names a process that somebody else
+// started for this node.
+func (n *devNode) forgetPID() {
+	raw, err := os.ReadFile(n.pidFile())
+	if err == nil && strings.TrimSpace(string(raw)) == strconv.FormatInt(n.lastPID, 10) {
+		_ = os.Remove(n.pidFile()) // a stale one does no harm
+	}
 }
 
 // endLeftover ends a process of this node that a former run left behind.
