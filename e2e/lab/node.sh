@@ -11,6 +11,10 @@ mount -t proc proc /proc
 # nodes cannot collide on one name and keep the memory limits around them.
 umount -R -l /sys/fs/cgroup 2>/dev/null || true
 mount -t sysfs sysfs /sys
+# Locks name their holder by its process ID, which means another one in each
+# node: one that a node left behind would keep consoles locked in the next.
+mkdir -p /var/lock
+mount -t tmpfs tmpfs /var/lock
 hostname "$N"
 ip link set lo up
 for f in hosts resolv.conf passwd group; do
