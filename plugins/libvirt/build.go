@@ -117,7 +117,7 @@ func buildDomain(spec plugins.DomainSpec, m machine) *domainXML {
 	d.addDevices(spec, m.dir)
 	w := d.essentials()
 	d.Metadata = &metadataXML{Mark: &mark{
-		XMLName: markName(), Cluster: spec.ClusterID, Gen: spec.Gen, Revision: spec.SpecRevision,
+		XMLName: markName(), Cluster: spec.ClusterID, ID: spec.ID, Gen: spec.Gen, Revision: spec.SpecRevision,
 		Started: m.started.UTC().Format(time.RFC3339Nano), Hash: w.hash(), Wanted: w,
 	}}
 	return d

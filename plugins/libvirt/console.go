@@ -82,6 +82,7 @@ func (k *console) watch() {
 func (k *console) Read(p []byte) (int, error) {
 	select {
 	case <-k.closed:
+		k.tail.close()
 		return 0, io.EOF
 	default:
 		return k.tail.read(p)

@@ -187,6 +187,9 @@ func (h *Hypervisor) addresses(ctx context.Context, c *conn, f *found) []string 
 		if err != nil && source == libvirt.DomainInterfaceAddressesSrcAgent {
 			h.muteAgent(f.xml.UUID)
 		}
+		if err != nil {
+			continue // the call may go on, and still write its answer
+		}
 		if out := usable(interfaces); len(out) > 0 {
 			return out
 		}
@@ -195,12 +198,16 @@ func (h *Hypervisor) addresses(ctx context.Context, c *conn, f *found) []string 
 }
 
 // usable keeps what others can reach: no loopback and no link-local address.
+// The guest's agent may answer anything: what is kept is an address and no more.
 func usable(interfaces []libvirt.DomainInterface) []string {
 	var out []string
 	for _, i := range interfaces {
 		for _, a := range i.Addrs {
-			if i.Name != "lo" && !unroutable(a.Addr) && len(out) < api.AddressesMax {
-				out = append(out, a.Addr)
+			if i.Name == "lo" || len(out) == api.AddressesMax {
+				continue
+			}
+			if ip, ok := routable(a.Addr); ok {
+				out = append(out, ip)
 			}
 		}
 	}
@@ -231,7 +238,12 @@ func (h *Hypervisor) muteAgent(id string) {
 	h.mute[id] = muted{until: time.Now().Add(agentMute)}
 }
 
-func unroutable(address string) bool {
+// routable is the address in its usual form. A zone is free text, and means
+// nothing outside the guest.
+func routable(address string) (string, bool) {
 	ip, err := netip.ParseAddr(address)
-	return err != nil || ip.IsLoopback() || ip.IsLinkLocalUnicast()
+	if err != nil || ip.Zone() != "" || ip.IsLoopback() || ip.IsLinkLocalUnicast() {
+		return "", false
+	}
+	return ip.String(), true
 }

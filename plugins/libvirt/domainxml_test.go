@@ -4,6 +4,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -174,5 +175,30 @@ func TestSpecsOutOfBoundsAreRefused(t *testing.T) {
 		if _, err := libvirt.Render(spec, "qemu"); api.CodeOf(err) != api.CodeInvalid {
 			t.Errorf("%s: got %v, want CodeInvalid", name, err)
 		}
+	}
+}
+
+// virt-clone and a hand-made copy keep the metadata.
+func TestACopyOfOurDomainIsNotOurs(t *testing.T) {
+	t.Parallel()
+	const id, cluster = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
+	text, err := libvirt.Render(plugins.DomainSpec{ID: id, Name: "default.web", ClusterID: cluster, Gen: 7, CPUs: 1, MemoryBytes: 128 * api.MiB}, "qemu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, ours := libvirt.Wanted(text, cluster); !ours {
+		t.Fatal("the domain is not ours")
+	}
+	cloned := strings.Replace(text, "<uuid>"+id, "<uuid>33333333-3333-4333-8333-333333333333", 1)
+	if _, _, _, ours := libvirt.Wanted(cloned, cluster); ours || cloned == text {
+		t.Error("a copy under another UUID counts as ours and would be destroyed as a stray")
+	}
+}
+
+func TestAGuestShowsAddressesAndNoOtherText(t *testing.T) {
+	t.Parallel()
+	got := libvirt.Usable("10.0.0.5", "2001:DB8:0::1", "2001:db8::2%\x1b[31mgotcha", "fe80::1", "127.0.0.1", "<b>", "")
+	if want := []string{"10.0.0.5", "2001:db8::1"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

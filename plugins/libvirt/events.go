@@ -115,7 +115,7 @@ type notice struct {
 // subscribe asks for lifecycle events and for those that change a running
 // guest's hardware. The channels close with the connection.
 func subscribe(ctx context.Context, c *conn) ([]<-chan notice, error) {
-	var out []<-chan notice
+	found := make(chan []<-chan notice, 1) // the call may go on after this returned
 	// The subscriptions live until the connection closes, not until ctx ends:
 	// the library would try to cancel them one by one.
 	forever := context.WithoutCancel(ctx)
@@ -124,9 +124,9 @@ func subscribe(ctx context.Context, c *conn) ([]<-chan notice, error) {
 		if err != nil {
 			return err
 		}
-		out = append(out, convert(lifecycle, func(e libvirt.DomainEventLifecycleMsg) notice {
+		out := []<-chan notice{convert(lifecycle, c.raw.dead, func(e libvirt.DomainEventLifecycleMsg) notice {
 			return notice{id: idOf(e.Dom), change: lifecycleName(e.Event), gone: e.Event == int32(libvirt.DomainEventUndefined)}
-		}))
+		})}
 		for _, kind := range []libvirt.DomainEventID{
 			libvirt.DomainEventIDDeviceAdded, libvirt.DomainEventIDDeviceRemoved, libvirt.DomainEventIDBalloonChange,
 			libvirt.DomainEventIDMetadataChange, libvirt.DomainEventIDReboot, libvirt.DomainEventIDIoError,
@@ -135,19 +135,28 @@ func subscribe(ctx context.Context, c *conn) ([]<-chan notice, error) {
 			if err != nil {
 				return fmt.Errorf("subscribe to event %d: %w", kind, err)
 			}
-			out = append(out, convert(events, otherNotice))
+			out = append(out, convert(events, c.raw.dead, otherNotice))
 		}
+		found <- out
 		return nil
 	})
-	return out, err
+	if err != nil {
+		return nil, err
+	}
+	return <-found, nil
 }
 
-func convert[E any](in <-chan E, to func(E) notice) <-chan notice {
+// convert passes events on until the connection is dead; then it takes what is
+// left and drops it, whether anybody reads or not.
+func convert[E any](in <-chan E, dead <-chan struct{}, to func(E) notice) <-chan notice {
 	out := make(chan notice)
 	go func() {
 		defer close(out)
 		for e := range in {
-			out <- to(e) // the reader drains until this closes
+			select {
+			case out <- to(e):
+			case <-dead:
+			}
 		}
 	}()
 	return out

@@ -3,6 +3,8 @@ package libvirt
 import (
 	"time"
 
+	"github.com/digitalocean/go-libvirt"
+
 	"github.com/debvisor/debvisor/api"
 	"github.com/debvisor/debvisor/plugins"
 )
@@ -45,3 +47,12 @@ const (
 	ConsoleLogMax  = consoleLogMax
 	ConsoleLogKeep = consoleLogKeep
 )
+
+// Usable keeps the addresses that a guest may show, all of one interface.
+func Usable(addresses ...string) []string {
+	i := libvirt.DomainInterface{Name: "eth0"}
+	for _, a := range addresses {
+		i.Addrs = append(i.Addrs, libvirt.DomainIPAddr{Addr: a})
+	}
+	return usable([]libvirt.DomainInterface{i})
+}

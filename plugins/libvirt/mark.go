@@ -12,10 +12,11 @@ import (
 )
 
 // mark is debvisor's metadata element. A domain without it, or with that of
-// another cluster, is not ours and is never touched.
+// another cluster or domain, is not ours and is never touched.
 type mark struct {
 	XMLName  xml.Name `xml:"https://debvisor.org/xmlns/libvirt/domain/1 mark"`
 	Cluster  string   `xml:"cluster,attr"`
+	ID       string   `xml:"id,attr"` // of the domain it was made for: a copy of the domain is another one
 	Gen      uint64   `xml:"gen,attr"`
 	Revision uint64   `xml:"revision,attr"`
 	Started  string   `xml:"started,attr"` // RFC 3339
@@ -68,10 +69,13 @@ func (m *mark) startedAt() time.Time {
 
 // markOf returns the mark if the domain is ours.
 func (d *domainXML) markOf(clusterID string) *mark {
-	if d.Metadata == nil || d.Metadata.Mark == nil || d.Metadata.Mark.Cluster != clusterID {
+	if d.Metadata == nil || d.Metadata.Mark == nil {
 		return nil
 	}
-	return d.Metadata.Mark
+	if m := d.Metadata.Mark; m.Cluster == clusterID && m.ID == d.UUID {
+		return m
+	}
+	return nil
 }
 
 // essentials reads from a domain what wanted describes.
