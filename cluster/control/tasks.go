@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -101,6 +102,9 @@ func (t *tasks) carryOut(ctx context.Context, moves []move) bool {
 			for _, e := range m.entries {
 				if _, err := t.c.propose(ctx, e); err != nil {
 					t.c.log.Debug("task not moved", "task", m.task, "op", e.Op, "error", err)
+					if m.start != nil {
+						t.doing.forget(m.task) // were it dispatched all the same, nobody would be at it
+					}
 					return err
 				}
 			}
@@ -281,10 +285,7 @@ func taskBackoff(attempt int) time.Duration {
 // fair orders tasks so that tenants take turns, each with its oldest first.
 func fair(pending []*api.Task) []*api.Task {
 	slices.SortFunc(pending, func(a, b *api.Task) int {
-		if a.Created < b.Created {
-			return -1
-		}
-		return 1
+		return cmp.Or(cmp.Compare(a.Created, b.Created), cmp.Compare(a.Name, b.Name))
 	})
 	turns := make([]int, len(pending)) // how many of the same tenant come before
 	seen := map[string]int{}
