@@ -60,6 +60,10 @@ type Seal struct {
 	Meta
 	Ciphertext []byte `json:"ciphertext"`
 	KeyID      string `json:"key_id,omitzero"` // which sealing key opens it
+
+	// Of the seal "ca", which is written last when the secrets are changed:
+	Holders []string `json:"holders,omitzero"` // IDs of the nodes that were given the sealing key
+	Covers  uint64   `json:"covers,omitzero"`  // nodes removed after this log index may know the secrets
 }
 
 // SealSizeMax is the largest ciphertext of a seal, in bytes.
@@ -71,6 +75,9 @@ func (s *Seal) Validate() error {
 	p.addErr(CheckName("name", s.Name))
 	if len(s.Ciphertext) == 0 || len(s.Ciphertext) > SealSizeMax {
 		p.add("ciphertext", "has %d bytes", len(s.Ciphertext)).Allow("1 to %d", SealSizeMax)
+	}
+	if len(s.Holders) > NodesMax {
+		p.add("holders", "has %d entries", len(s.Holders)).Allow("at most %d", NodesMax)
 	}
 	return p.err()
 }

@@ -129,7 +129,9 @@ type Server struct {
 	trans   *transport
 	raft    *raft.Raft
 
-	seals  *sealKeys
+	seals    *sealKeys
+	rotating sync.Mutex // guards changes of the seals; one at a time
+
 	reads  rounds
 	health healthTable
 	joins  joinLimiter

@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +13,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/debvisor/debvisor/api"
-	"github.com/debvisor/debvisor/api/rpc"
 	"github.com/debvisor/debvisor/fsm"
 )
 
@@ -59,7 +57,7 @@ func Init(cfg Config, o InitOptions) (Founded, error) {
 	if err != nil {
 		return Founded{}, err
 	}
-	seals, err := newSecrets(d, f.ClusterID, a)
+	seals, err := newSecrets(d, f.ClusterID, f.NodeID, a)
 	if err != nil {
 		return Founded{}, err
 	}
@@ -99,7 +97,7 @@ func prepareDir(cfg Config) (*dataDir, string, error) {
 }
 
 // newSecrets makes a seal key and seals the CA key and a first gossip key.
-func newSecrets(d *dataDir, clusterID string, a *authority) ([]api.Seal, error) {
+func newSecrets(d *dataDir, clusterID, nodeID string, a *authority) ([]api.Seal, error) {
 	_ = os.Remove(d.file(fileSeals)) // of an attempt that was interrupted
 	keys := &sealKeys{dir: d, clusterID: clusterID}
 	key, err := newSealKey()
@@ -117,14 +115,15 @@ func newSecrets(d *dataDir, clusterID string, a *authority) ([]api.Seal, error) 
 	if _, err := rand.Read(fresh); err != nil {
 		return nil, fmt.Errorf("make gossip key: %w", err)
 	}
-	gossip, err := json.Marshal(rpc.GossipKeys{Keys: [][]byte{fresh}})
+	gossip, err := encodeGossipKeys([][]byte{fresh})
 	if err != nil {
-		return nil, fmt.Errorf("encode gossip keys: %w", err)
+		return nil, err
 	}
 	ca, err := keys.seal(sealCA, key, caKey)
 	if err != nil {
 		return nil, err
 	}
+	ca.Holders = []string{nodeID}
 	sealedGossip, err := keys.seal(sealGossip, key, gossip)
 	return []api.Seal{ca, sealedGossip}, err
 }

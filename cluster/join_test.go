@@ -169,8 +169,14 @@ func TestARemovedNodeLearnsItAndStops(t *testing.T) {
 				_, err := gone.Propose(ctx, tenant("from-the-grave"))
 				return err != nil
 			})
+			if !c.waitLeader().RotationDue() {
+				t.Fatal("a voter was removed, and no rotation of the secrets is due")
+			}
 			if err := c.waitLeader().RotateSecrets(t.Context()); err != nil {
 				t.Fatalf("rotate secrets: %v", err)
+			}
+			if c.waitLeader().RotationDue() || c.waitLeader().Unpromoted() == 0 {
+				t.Fatal("the rotation does not count as done")
 			}
 			keys, err := l.GossipKeys(t.Context())
 			if err != nil || len(keys) != 2 {
@@ -178,6 +184,9 @@ func TestARemovedNodeLearnsItAndStops(t *testing.T) {
 			}
 			if err := c.waitLeader().PromoteGossipKey(t.Context()); err != nil {
 				t.Fatal(err)
+			}
+			if c.waitLeader().Unpromoted() != 0 {
+				t.Fatal("the promotion does not count as done")
 			}
 			if next, err := l.GossipKeys(t.Context()); err != nil || len(next) != 1 || !bytes.Equal(next[0], keys[1]) {
 				t.Fatalf("gossip keys after the promotion: %d %v", len(next), err)

@@ -218,17 +218,11 @@ func (s *Server) AddNonvoter(ctx context.Context, p Peer) error {
 // secrets, since every voter can sign certificates; a member that cannot be
 // reached is therefore not promoted.
 func (s *Server) AddVoter(ctx context.Context, p Peer) error {
+	s.rotating.Lock()
+	defer s.rotating.Unlock()
 	if p.ID != s.identity.NodeID {
-		sealed := fsm.Seals.Get(s.state.Read(), sealCA)
-		if sealed == nil {
-			return api.Errorf(api.CodeUnavailable, "the cluster has no CA key yet")
-		}
-		key, ok := s.seals.find(sealed.KeyID)
-		if !ok {
-			return api.Errorf(api.CodeUnavailable, "this node does not hold the seal key yet").Do("try again in a moment")
-		}
-		if err := s.pushSealKey(ctx, p.ID, key); err != nil {
-			return fmt.Errorf("give the seal key to %s: %w", p.Name, err)
+		if err := s.giveSealKeys(ctx, p); err != nil {
+			return err
 		}
 	}
 	return s.change(ctx, "promote", p.ID, func() raft.IndexFuture {
@@ -236,15 +230,14 @@ func (s *Server) AddVoter(ctx context.Context, p Peer) error {
 	})
 }
 
-// DemoteVoter takes a member's vote; it still gets the log. Call RotateSecrets
-// afterwards.
+// DemoteVoter takes a member's vote; it still gets the log. RotationDue is true
+// from then on.
 func (s *Server) DemoteVoter(ctx context.Context, id string) error {
 	return s.change(ctx, "demote", id, func() raft.IndexFuture { return s.raft.DemoteVoter(raft.ServerID(id), 0, memberTimeout) })
 }
 
 // RemoveServer takes a member out of Raft's configuration. Propose node.remove
-// first: its process then learns why. Call RotateSecrets afterwards if it
-// voted. The leader may remove itself; it leads until that is committed.
+// first: its process then learns why. The leader may remove itself; it leads until that is committed.
 func (s *Server) RemoveServer(ctx context.Context, id string) error {
 	return s.change(ctx, "remove", id, func() raft.IndexFuture { return s.raft.RemoveServer(raft.ServerID(id), 0, memberTimeout) })
 }

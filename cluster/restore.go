@@ -171,7 +171,7 @@ func (m *restoring) finish(form string, o RestoreOptions) error {
 	if err := m.book.Close(); err != nil {
 		return err
 	}
-	seals, err := newSecrets(m.dir, m.info.ClusterID, m.ca)
+	seals, err := newSecrets(m.dir, m.info.ClusterID, m.nodeID, m.ca)
 	if err != nil {
 		return err
 	}

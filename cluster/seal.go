@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"crypto/cipher"
 	"crypto/rand"
@@ -11,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -236,14 +238,17 @@ func (s *Server) GossipKeys(ctx context.Context) ([][]byte, error) {
 	if err != nil {
 		keys, err = s.askGossipKeys(ctx)
 	}
-	if err == nil {
-		return keys, s.dir.writeJSON(fileGossip, rpc.GossipKeys{Keys: keys})
-	}
 	var known rpc.GossipKeys
-	if s.dir.readJSON(fileGossip, &known) == nil && len(known.Keys) > 0 {
+	unread := s.dir.readJSON(fileGossip, &known)
+	switch {
+	case err != nil && unread == nil && len(known.Keys) > 0:
 		return known.Keys, nil
+	case err != nil:
+		return nil, err
+	case unread == nil && slices.EqualFunc(keys, known.Keys, bytes.Equal):
+		return keys, nil // it is asked every few seconds, and a write costs an fsync
 	}
-	return nil, err
+	return keys, s.dir.writeJSON(fileGossip, rpc.GossipKeys{Keys: keys})
 }
 
 func (s *Server) askGossipKeys(ctx context.Context) ([][]byte, error) {
@@ -276,16 +281,27 @@ func (s *Server) watchSeals(ctx context.Context) {
 		if sealed == nil || !vote {
 			continue
 		}
-		if _, ok := s.seals.find(sealed.KeyID); !ok {
-			if err := s.fetchSealKey(ctx, sealed.KeyID); err != nil {
-				s.logger.Warn("the seal key is not here yet", "error", err)
-				continue
-			}
+		if err := s.fetchSealKeys(ctx); err != nil {
+			s.logger.Warn("the seal key is not here yet", "error", err)
+			continue
 		}
 		if err := s.seals.keepCA(sealed); err != nil {
 			s.logger.Warn("keep the sealed CA key", "error", err)
 		}
 	}
+}
+
+// fetchSealKeys gets the keys of the present seals that are not here.
+func (s *Server) fetchSealKeys(ctx context.Context) error {
+	for sealed := range fsm.Seals.All(s.state.Read()) {
+		if _, ok := s.seals.find(sealed.KeyID); ok {
+			continue
+		}
+		if err := s.fetchSealKey(ctx, sealed.KeyID); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // fetchSealKey asks the other voters for a key.
@@ -310,114 +326,4 @@ func (s *Server) fetchSealKey(ctx context.Context, id string) error {
 		return s.seals.add(*key)
 	}
 	return err
-}
-
-// RotateSecrets makes a new seal key, hands it to the voters, and seals the CA
-// key and a new gossip key with it. Only the leader may; it is done when a
-// voter leaves, so that what it holds opens nothing that is sealed from then
-// on. It fails, and changes nothing, unless a majority of the voters has the
-// new key on disk.
-func (s *Server) RotateSecrets(ctx context.Context) error {
-	if !s.IsLeader() {
-		return errNoLeader("this node does not lead")
-	}
-	caSeal := fsm.Seals.Get(s.state.Read(), sealCA)
-	if caSeal == nil {
-		return api.Errorf(api.CodeUnavailable, "there is no CA key yet")
-	}
-	caKey, err := s.seals.open(caSeal)
-	if err != nil {
-		return err
-	}
-	old, err := s.gossipKeys()
-	if err != nil {
-		return err
-	}
-	key, err := newSealKey()
-	if err != nil {
-		return err
-	}
-	if err := s.distribute(ctx, key); err != nil {
-		return err
-	}
-	fresh := make([]byte, gossipKeySize)
-	if _, err := rand.Read(fresh); err != nil {
-		return fmt.Errorf("make gossip key: %w", err)
-	}
-	// The new key is second first: packets sent with it can be read only by
-	// those who have it. The next rotation, or PromoteGossipKey, makes it first.
-	gossip, err := json.Marshal(rpc.GossipKeys{Keys: [][]byte{old[0], fresh}})
-	if err != nil {
-		return fmt.Errorf("encode gossip keys: %w", err)
-	}
-	for name, secret := range map[string][]byte{sealCA: caKey, sealGossip: gossip} {
-		if err := s.putSeal(ctx, name, key, secret); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// PromoteGossipKey makes the newest gossip key the one to encrypt with and
-// drops the former, once every node had the time to learn it.
-func (s *Server) PromoteGossipKey(ctx context.Context) error {
-	keys, err := s.gossipKeys()
-	if err != nil || len(keys) < 2 {
-		return err
-	}
-	sealed := fsm.Seals.Get(s.state.Read(), sealGossip)
-	key, ok := s.seals.find(sealed.KeyID)
-	if !ok {
-		return api.Errorf(api.CodeUnavailable, "this node does not hold the seal key").Do("ask a voter")
-	}
-	gossip, err := json.Marshal(rpc.GossipKeys{Keys: keys[len(keys)-1:]})
-	if err != nil {
-		return fmt.Errorf("encode gossip keys: %w", err)
-	}
-	return s.putSeal(ctx, sealGossip, key, gossip)
-}
-
-func (s *Server) putSeal(ctx context.Context, name string, key rpc.SealKey, secret []byte) error {
-	sealed, err := s.seals.seal(name, key, secret)
-	if err != nil {
-		return err
-	}
-	out, err := s.Propose(ctx, fsm.PutSeal.Entry(sealed))
-	if err == nil && out.Err != nil {
-		err = out.Err
-	}
-	return err
-}
-
-// distribute puts a key on this node's disk and on those of the other voters.
-func (s *Server) distribute(ctx context.Context, key rpc.SealKey) error {
-	if err := s.seals.add(key); err != nil {
-		return err
-	}
-	voters, have := 1, 1
-	for _, p := range s.others() {
-		if vote, _ := s.votes(p.ID); !vote {
-			continue
-		}
-		voters++
-		if err := s.pushSealKey(ctx, p.ID, key); err != nil {
-			s.logger.Warn("a voter did not take the new seal key", "node", p.Name, "error", err)
-			continue
-		}
-		have++
-	}
-	if have <= voters/2 {
-		return api.Errorf(api.CodeUnavailable, "%d of %d voters took the new seal key", have, voters).Allow("more than half").Do("try again when they are back")
-	}
-	return nil
-}
-
-func (s *Server) pushSealKey(ctx context.Context, id string, key rpc.SealKey) error {
-	client, err := s.peers.to(id)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, removalAnswer)
-	defer cancel()
-	return client.PutSealKey(ctx, &key)
 }

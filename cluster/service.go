@@ -193,8 +193,14 @@ func (v service) SealKey(ctx context.Context, in *rpc.SealKey) (*rpc.SealKey, er
 	if vote, _ := v.s.votes(p.ID); !vote {
 		return nil, api.Errorf(api.CodeForbidden, "does not vote").On(api.KindNode, p.Name)
 	}
+	// A seal that is in the state came after the removal of whom it keeps out,
+	// so that whoever was removed was refused above.
+	present := false
+	for sealed := range fsm.Seals.All(v.s.state.Read()) {
+		present = present || sealed.KeyID == in.ID
+	}
 	key, ok := v.s.seals.find(in.ID)
-	if !ok {
+	if !ok || !present {
 		return nil, api.Errorf(api.CodeNotFound, "this node does not hold that key").Do("ask another voter")
 	}
 	return &key, nil

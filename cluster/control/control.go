@@ -38,6 +38,7 @@ type Config struct {
 	ID         string // its ID, which is its server's too
 	Placer     Placer
 	Membership Membership
+	Secrets    Secrets         // nil: they are not changed
 	Stamps     *Stamps         // of this node, kept up to date whoever leads
 	Clock      Clock           // nil: the system's
 	Logger     hclog.Logger    // nil: no log
@@ -52,6 +53,7 @@ type Control struct {
 	id         string
 	placer     Placer
 	membership Membership
+	secrets    Secrets
 	stamps     *Stamps
 	clock      Clock
 	log        hclog.Logger
@@ -74,7 +76,7 @@ func New(c Config) (*Control, error) {
 		c.Logger = hclog.NewNullLogger()
 	}
 	return &Control{
-		cluster: c.Cluster, self: c.Self, id: c.ID, placer: c.Placer, membership: c.Membership, stamps: c.Stamps, clock: c.Clock,
+		cluster: c.Cluster, self: c.Self, id: c.ID, placer: c.Placer, membership: c.Membership, secrets: c.Secrets, stamps: c.Stamps, clock: c.Clock,
 		log: c.Logger.Named("control"), doers: c.Doers,
 	}, nil
 }
@@ -96,6 +98,9 @@ func (c *Control) Run(ctx context.Context, term uint64) error {
 	g.Go(func() error { return c.runTasks(ctx, term) })
 	g.Go(func() error { return c.runMembership(ctx) })
 	g.Go(func() error { return c.runHygiene(ctx) })
+	if c.secrets != nil {
+		g.Go(func() error { return c.runSecrets(ctx) })
+	}
 	return g.Wait()
 }
 

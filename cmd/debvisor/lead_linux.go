@@ -52,28 +52,14 @@ func (m membership) AddNonvoter(ctx context.Context, id, address string) error {
 	return m.server.AddNonvoter(ctx, m.peer(id, address))
 }
 
-// Demote implements control.Membership. What the former voter knows is made
-// worthless afterwards.
+// Demote implements control.Membership.
 func (m membership) Demote(ctx context.Context, id string) error {
-	if err := m.server.DemoteVoter(ctx, id); err != nil {
-		return err
-	}
-	return m.server.RotateSecrets(ctx)
+	return m.server.DemoteVoter(ctx, id)
 }
 
 // Remove implements control.Membership.
 func (m membership) Remove(ctx context.Context, id string) error {
-	voted := false
-	for _, s := range m.server.Configuration() {
-		voted = voted || s.ID == id && s.Voter
-	}
-	if err := m.server.RemoveServer(ctx, id); err != nil {
-		return err
-	}
-	if !voted || id == m.server.Self().ID {
-		return nil
-	}
-	return m.server.RotateSecrets(ctx)
+	return m.server.RemoveServer(ctx, id)
 }
 
 // Healthy implements control.Membership.
@@ -225,7 +211,7 @@ func (n *node) newControl(doers map[string]control.Doer) error {
 	n.stamps = control.NewStamps(n.server.State(), nil)
 	var err error
 	n.control, err = control.New(control.Config{
-		Cluster: n.server, Self: n.server.Self().Name, ID: n.server.Self().ID, Placer: placer{}, Membership: membership{n.server},
+		Cluster: n.server, Self: n.server.Self().Name, ID: n.server.Self().ID, Placer: placer{}, Membership: membership{n.server}, Secrets: n.server,
 		Stamps: n.stamps, Logger: n.logger, Doers: doers,
 	})
 	if err != nil {
