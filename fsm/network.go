@@ -9,5 +9,12 @@ func checkNetwork(tx *Tx, before, after *api.Network) *api.Error {
 		}
 		return nil
 	}
+	if before != nil && (before.Bridge != after.Bridge || before.Driver != after.Driver) {
+		// Running guests would stay on the old bridge, and no longer reach those
+		// that start later.
+		for v := range VMs.By(tx, "network", api.Key(before.Tenant, before.Name)) {
+			return api.Invalid("bridge", "is fixed while vm %s uses the network", v.Name).Allow("%s", before.Bridge).Do("make a new network")
+		}
+	}
 	return wantTenant(tx, after.Tenant)
 }

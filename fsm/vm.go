@@ -33,7 +33,7 @@ func checkVM(tx *Tx, before, after *api.VM) *api.Error {
 	if err := checkVMBoot(tx, after); err != nil {
 		return err
 	}
-	if err := settleNICs(tx, after); err != nil {
+	if err := settleNICs(tx, before, after); err != nil {
 		return err
 	}
 	return settleDisks(tx, before, after)
@@ -90,20 +90,27 @@ func checkVMBoot(tx *Tx, vm *api.VM) *api.Error {
 
 // settleNICs checks the networks, and gives every interface without a MAC one
 // that is derived from the VM's ID and the position.
-func settleNICs(tx *Tx, vm *api.VM) *api.Error {
+func settleNICs(tx *Tx, before, vm *api.VM) *api.Error {
 	nics := make([]api.NIC, len(vm.NICs))
+	used := map[string]bool{}
+	for _, n := range vm.NICs {
+		used[n.MAC] = true
+	}
 	for i, n := range vm.NICs {
 		if Networks.Get(tx, api.Key(vm.Tenant, n.Network)) == nil {
 			return missing(fmt.Sprintf("nics[%d].network", i), api.KindNetwork, n.Network)
 		}
 		if n.MAC == "" {
-			n.MAC = deriveMAC(vm.ID, i)
-		}
-		for other := range VMs.By(tx, "mac", n.MAC) {
-			if other.ID != vm.ID {
-				return api.Errorf(api.CodeConflict, "%s is used by vm %s/%s", n.MAC, other.Tenant, other.Name).
-					Do("choose another address").At(fmt.Sprintf("nics[%d].mac", i))
+			had := ""
+			if before != nil && i < len(before.NICs) {
+				had = before.NICs[i].MAC
 			}
+			n.MAC = chooseMAC(tx, vm.ID, i, had, used)
+			used[n.MAC] = true
+		}
+		if other := otherWithMAC(tx, n.MAC, vm.ID); other != nil {
+			return api.Errorf(api.CodeConflict, "%s is used by vm %s/%s", n.MAC, other.Tenant, other.Name).
+				Do("choose another address").At(fmt.Sprintf("nics[%d].mac", i))
 		}
 		nics[i] = n
 	}
@@ -113,9 +120,52 @@ func settleNICs(tx *Tx, vm *api.VM) *api.Error {
 	return nil
 }
 
+func otherWithMAC(tx *Tx, mac, vmID string) *api.VM {
+	for other := range VMs.By(tx, "mac", mac) {
+		if other.ID != vmID {
+			return other
+		}
+	}
+	return nil
+}
+
+// macTries bounds the search for an address that nobody has. With 100,000 of
+// 2^24 addresses taken, one try in 160 fails.
+const macTries = 16
+
+// chooseMAC is the first derived address that nobody has. One that the
+// interface had stays, even when the VM that stood in the way of an earlier
+// one is gone.
+func chooseMAC(tx *Tx, id string, position int, had string, used map[string]bool) string {
+	choice := ""
+	for try := range macTries {
+		mac := deriveMAC(id, position, try)
+		if used[mac] || otherWithMAC(tx, mac, id) != nil {
+			continue
+		}
+		if mac == had {
+			return mac
+		}
+		if choice == "" {
+			choice = mac
+		}
+		if had == "" {
+			break
+		}
+	}
+	if choice == "" {
+		return deriveMAC(id, position, 0) // is refused, and names who has it
+	}
+	return choice
+}
+
 // deriveMAC makes an address under the prefix that QEMU/KVM uses.
-func deriveMAC(id string, position int) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%d", id, position))
+func deriveMAC(id string, position, try int) string {
+	text := fmt.Appendf(nil, "%s/%d", id, position)
+	if try > 0 {
+		text = fmt.Appendf(text, "/%d", try)
+	}
+	sum := sha256.Sum256(text)
 	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", sum[0], sum[1], sum[2])
 }
 
