@@ -110,11 +110,31 @@ func checkText(p *problems, field, s string, lengthMax int) {
 		return
 	}
 	for _, r := range s {
-		if r < ' ' || r == 0x7f || r == 0xFFFD || r >= 0x80 && r <= 0x9f || r >= 0x202A && r <= 0x202E || r >= 0x2066 && r <= 0x2069 {
+		if !showable(r) {
 			p.add(field, "has the character %U", r).Allow("printable text in UTF-8")
 			return
 		}
 	}
+}
+
+func showable(r rune) bool {
+	return r >= ' ' && r != 0x7f && r != 0xFFFD && (r < 0x80 || r > 0x9f) && (r < 0x202A || r > 0x202E) && (r < 0x2066 || r > 0x2069)
+}
+
+// CleanText makes s fit for a text field of lengthMax bytes: what such a field
+// refuses becomes a space, and what is too long is cut. It is for texts that
+// come from a machine and tell why something is so, which nobody could mend.
+func CleanText(s string, lengthMax int) string {
+	s = strings.Map(func(r rune) rune {
+		if showable(r) {
+			return r
+		}
+		return ' '
+	}, s)
+	if len(s) <= lengthMax {
+		return s
+	}
+	return strings.ToValidUTF8(s[:lengthMax], "") // a rune may have been cut in two
 }
 
 // MatchLabels reports whether labels has every pair of selector. An empty

@@ -73,6 +73,7 @@ func (n *Node) Validate() error {
 	if n.Address == "" || len(n.Address) > 255 {
 		p.add("address", "is %q", n.Address).Allow("host:port")
 	}
+	checkText(&p, "address", n.Address, 255)
 	if n.Zone != "" {
 		p.addErr(CheckName("zone", n.Zone))
 	}

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"slices"
 	"time"
 
 	"github.com/debvisor/debvisor/api"
@@ -115,8 +116,14 @@ var ReportInstance = transition("instance.report", Instances, func(tx *Tx, in In
 	}
 	i := *have
 	i.OwnerEpoch = in.Epoch
-	i.State, i.Reason, i.StartedAt, i.Addresses = in.State, in.Reason, in.StartedAt, in.Addresses
-	i.Acceleration, i.Simulated, i.SpecRevision, i.Drift = in.Acceleration, in.Simulated, in.SpecRevision, in.Drift
+	i.State, i.Reason, i.StartedAt = in.State, api.CleanText(in.Reason, api.TextLengthMax), in.StartedAt
+	i.Addresses, i.Drift = cleanTexts(in.Addresses, addressLengthMax), cleanTexts(in.Drift, api.TextLengthMax)
+	i.Acceleration, i.Simulated, i.SpecRevision = api.CleanText(in.Acceleration, api.NameLengthMax), in.Simulated, in.SpecRevision
+	if in.RestartedTask != "" {
+		if err := api.CheckName("restarted_task", in.RestartedTask); err != nil {
+			return nil, err.On(api.KindInstance, in.VM)
+		}
+	}
 	i.Restarts, i.RestartedTask, i.ReportedAt = max(i.Restarts, in.Restarts), in.RestartedTask, tx.Time
 	if vm := first(VMs.By(tx, "id_of", in.VM)); vm != nil {
 		i.VM = api.Key(vm.Tenant, vm.Name)
@@ -126,6 +133,26 @@ var ReportInstance = transition("instance.report", Instances, func(tx *Tx, in In
 	}
 	return Instances.put(tx, i), nil
 })
+
+// addressLengthMax holds an IPv6 address in its longest form.
+const addressLengthMax = 45
+
+// cleanTexts is texts of a machine, each fit to be shown. Those that are are
+// not copied.
+func cleanTexts(texts []string, lengthMax int) []string {
+	for i, s := range texts {
+		clean := api.CleanText(s, lengthMax)
+		if clean == s {
+			continue
+		}
+		out := append(slices.Clone(texts[:i]), clean)
+		for _, s := range texts[i+1:] {
+			out = append(out, api.CleanText(s, lengthMax))
+		}
+		return out
+	}
+	return texts
+}
 
 func ownedInstance(tx *Tx, vm string, gen uint64, node string, epoch uint64) (*api.Instance, *api.Error) {
 	i := Instances.Get(tx, vm)

@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"slices"
+
 	"github.com/debvisor/debvisor/api"
 )
 
@@ -90,7 +92,7 @@ var RegisterNode = transition("node.register", Nodes, func(tx *Tx, in NodeRegist
 	}
 	n := *have
 	n.Epoch, n.Lease, n.RegisteredAt = have.Epoch+1, api.NodeLive, tx.Time
-	n.Address, n.Version, n.ClusterVersion = in.Address, in.Version, in.ClusterVersion
+	n.Address, n.Version, n.ClusterVersion = in.Address, api.CleanText(in.Version, api.NameLengthMax), in.ClusterVersion
 	if err := n.Validate(); err != nil {
 		return nil, api.AsError(err).OnMissing(api.KindNode, n.Name)
 	}
@@ -130,10 +132,29 @@ var ReportNode = transition("node.report", Nodes, func(tx *Tx, in NodeReport) (*
 	if len(in.Pools) > PoolsPerNodeMax {
 		return nil, api.Errorf(api.CodeLimit, "reports %d pools", len(in.Pools)).Allow("at most %d", PoolsPerNodeMax).On(api.KindNode, in.Node)
 	}
+	if c := in.Capacity; c.CPUs < 0 || c.CPUs > NodeCPUsMax || c.MemoryBytes < 0 || c.MemoryBytes > NodeMemoryMax {
+		return nil, api.Invalid("capacity", "is %d CPUs and %d bytes", c.CPUs, c.MemoryBytes).
+			Allow("0 to %d CPUs and 0 to %d bytes", NodeCPUsMax, NodeMemoryMax).On(api.KindNode, in.Node)
+	}
 	n := *have
-	n.Hypervisor, n.Capacity, n.Pools = in.Hypervisor, in.Capacity, in.Pools
+	h := in.Hypervisor
+	h.Driver, h.Acceleration = api.CleanText(h.Driver, api.NameLengthMax), api.CleanText(h.Acceleration, api.NameLengthMax)
+	h.Version, h.Reason = api.CleanText(h.Version, api.TextLengthMax), api.CleanText(h.Reason, api.TextLengthMax)
+	n.Hypervisor, n.Capacity, n.Pools = h, in.Capacity, slices.Clone(in.Pools)
+	for i := range n.Pools {
+		p := &n.Pools[i]
+		p.Pool, p.Reason = api.CleanText(p.Pool, api.NameLengthMax), api.CleanText(p.Reason, api.TextLengthMax)
+		p.TotalBytes, p.FreeBytes = max(0, p.TotalBytes), max(0, p.FreeBytes)
+	}
 	return Nodes.put(tx, n), nil
 })
+
+// What one machine has at most. Placement multiplies it by the overcommit: the
+// product must stay an integer that every architecture computes alike.
+const (
+	NodeCPUsMax   = 1 << 20
+	NodeMemoryMax = 1 << 53 // bytes
+)
 
 // Renewal is one node's renewal of its lease.
 type Renewal struct {

@@ -42,7 +42,8 @@ var ReportReplica = transition("replica.report", Replicas, func(tx *Tx, in Repli
 	if r.Delete {
 		in.State = api.ReplicaDeleting
 	}
-	r.State, r.Reason, r.SizeBytes, r.UsedBytes = in.State, in.Reason, in.SizeBytes, in.UsedBytes
+	r.State, r.Reason = in.State, api.CleanText(in.Reason, api.TextLengthMax)
+	r.SizeBytes, r.UsedBytes = max(0, in.SizeBytes), max(0, in.UsedBytes)
 	if err := r.Validate(); err != nil {
 		return nil, api.AsError(err).OnMissing(api.KindReplica, name)
 	}

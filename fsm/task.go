@@ -38,6 +38,11 @@ func submitTask(tx *Tx, in TaskSubmit) (*api.Task, *api.Error) {
 	if err := t.Validate(); err != nil {
 		return nil, api.AsError(err).OnMissing(api.KindTask, in.Name)
 	}
+	if about := api.KindVM; (t.Verb == api.TaskRestart || t.Verb == api.TaskStop) && t.Kind != about {
+		return nil, api.Invalid("kind", "is %q, %s is about a VM", t.Kind, t.Verb).Allow("%s", about).On(api.KindTask, in.Name)
+	} else if t.Verb == api.TaskApply && (t.Kind != "" || t.Object != "") {
+		return nil, api.Invalid("kind", "is %q, an apply is about no single object", t.Kind).Allow("neither kind nor object").On(api.KindTask, in.Name)
+	}
 	active := 0
 	for _, state := range []string{api.TaskPending, api.TaskRunning} {
 		for range Tasks.By(tx, "state", state) {
@@ -136,7 +141,7 @@ var ReportTask = transition("task.report", Tasks, func(tx *Tx, in TaskReport) (*
 	if err != nil {
 		return nil, err
 	}
-	t.Percent, t.Step = in.Percent, in.Step
+	t.Percent, t.Step = in.Percent, api.CleanText(in.Step, api.TextLengthMax)
 	if err := t.Validate(); err != nil {
 		return nil, api.AsError(err).OnMissing(api.KindTask, in.Name)
 	}
@@ -151,7 +156,7 @@ var ReleaseTask = transition("task.release", Tasks, func(tx *Tx, in TaskReport) 
 	if err != nil {
 		return nil, err
 	}
-	t.Error = in.Error
+	t.Error = cleanError(in.Error)
 	switch {
 	case t.Cancel:
 		endTask(tx, t, api.TaskCancelled)
@@ -162,6 +167,30 @@ var ReleaseTask = transition("task.release", Tasks, func(tx *Tx, in TaskReport) 
 	}
 	return Tasks.put(tx, *t), nil
 })
+
+// errorDetailsMax is how many details of a failed task's error are kept.
+const errorDetailsMax = 20
+
+// cleanError is what is kept of the error of whoever did a task: its texts come
+// from machines, and from guests.
+func cleanError(err *api.Error) *api.Error {
+	if err == nil {
+		return nil
+	}
+	e := cleanDetail(err)
+	for _, d := range err.Details[:min(len(err.Details), errorDetailsMax)] {
+		if d != nil {
+			e.Details = append(e.Details, cleanDetail(d))
+		}
+	}
+	return e
+}
+
+func cleanDetail(err *api.Error) *api.Error {
+	text := func(s string) string { return api.CleanText(s, api.TextLengthMax) }
+	return &api.Error{Code: api.Code(text(string(err.Code))), Message: text(err.Message), Kind: text(err.Kind), Key: text(err.Key),
+		Field: text(err.Field), Allowed: text(err.Allowed), Next: text(err.Next), RequestID: text(err.RequestID)}
+}
 
 func endTask(tx *Tx, t *api.Task, state string) {
 	t.State, t.EndedAt = state, tx.Time
@@ -176,13 +205,13 @@ var FinishTask = transition("task.finish", Tasks, func(tx *Tx, in TaskReport) (*
 	if err != nil {
 		return nil, err
 	}
-	t.Error = in.Error
+	t.Error = cleanError(in.Error)
 	endTask(tx, t, in.State)
 	if !t.Ended() {
 		return nil, api.Invalid("state", "is %q", in.State).Allow("done, failed, cancelled").On(api.KindTask, in.Name)
 	}
 	if in.Step != "" {
-		t.Step = in.Step
+		t.Step = api.CleanText(in.Step, api.TextLengthMax)
 	}
 	return Tasks.put(tx, *t), nil
 })

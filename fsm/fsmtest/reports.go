@@ -249,7 +249,7 @@ func (g *Generator) forgetReplica() fsm.Entry {
 }
 
 func (g *Generator) submit() fsm.Entry {
-	in := fsm.TaskSubmit{Name: fmt.Sprintf("task-%d", g.serial), Verb: pick(g, api.TaskRestart, api.TaskStop, api.TaskApply, "vm.fly"), Args: pick(g, nil, raw(map[string]bool{"force": true}))}
+	in := fsm.TaskSubmit{Name: fmt.Sprintf("task-%d", g.serial), Verb: pick(g, api.TaskRestart, api.TaskStop, api.TaskApply, api.TaskApply, "vm.fly"), Args: pick(g, nil, raw(map[string]bool{"force": true}))}
 	if vm := row(g, list(fsm.VMs, g.view)); vm != nil && in.Verb != api.TaskApply {
 		in.Kind, in.Object = api.KindVM, api.Key(vm.Tenant, vm.Name)
 	}
