@@ -19,6 +19,7 @@ const (
 	proposeTimeout = 60 * time.Second       // where the caller's context has no deadline
 	proposeTry     = 10 * time.Second       // one attempt, before the leader is looked up again
 	proposePause   = 25 * time.Millisecond  // between attempts
+	leaderLook     = 200 * time.Millisecond // between two looks at who leads, while the leader does not answer
 	enqueueTimeout = time.Second            // for a place in Raft's queue
 	leaderAsk      = 500 * time.Millisecond // for one peer's word on who leads
 )
@@ -106,6 +107,26 @@ func (s *Server) mayPropose(e *fsm.Entry) error {
 	return s.state.Check(e)
 }
 
+// whenReplaced calls gone once this node knows another leader than the one of
+// that ID: a leader that is cut off does not answer, and the next one is there
+// long before the attempt's time is over. It looks until stop is called.
+func (s *Server) whenReplaced(id string, gone func()) (stop func()) {
+	looking, end := context.WithCancel(context.Background())
+	var look func()
+	look = func() {
+		if _, now := s.raft.LeaderWithID(); now != "" && string(now) != id {
+			gone()
+		} else if looking.Err() == nil {
+			time.AfterFunc(leaderLook, look)
+		}
+	}
+	timer := time.AfterFunc(leaderLook, look)
+	return func() {
+		timer.Stop()
+		end()
+	}
+}
+
 // pause waits a moment before the next attempt, and not at all once ctx ended.
 func (s *Server) pause(ctx context.Context) bool {
 	select {
@@ -138,6 +159,7 @@ func (s *Server) proposeOnce(ctx context.Context, raw []byte, here bool) (fsm.Ou
 	if err != nil {
 		return fsm.Outcome{}, err
 	}
+	defer s.whenReplaced(leader.ID, cancel)()
 	answer, err := client.Propose(ctx, &rpc.Propose{Entry: raw[1:], Version: raw[0]})
 	if err != nil {
 		if _, ok := errors.AsType[*api.Error](err); !ok {
