@@ -40,7 +40,7 @@ func TestRealGuest(t *testing.T) {
 	lab.Require(t)
 	guest := lab.TinyGuestFor(t)
 	l := lab.StartLibvirt(t, 3)
-	args := []string{"--image", "tiny=" + guest.Disk}
+	args := []string{"--log-level", "debug", "--image", "tiny=" + guest.Disk}
 	for _, s := range l.Sockets() {
 		args = append(args, "--libvirt-socket", s)
 	}
@@ -61,8 +61,8 @@ func TestRealGuest(t *testing.T) {
 		run  func(*testing.T)
 	}{
 		{"AgentKilledAdoptsTheGuest", g.agentKilled},
-		{"DaemonKilledKeepsTheGuest", g.daemonKilled},
 		{"KilledGuestIsStartedAgain", g.guestKilled},
+		{"DaemonKilledKeepsTheGuest", g.daemonKilled},
 		{"DeleteRemovesDomainAndFiles", g.deleted},
 	} {
 		if !t.Run(step.name, step.run) {

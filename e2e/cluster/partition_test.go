@@ -11,6 +11,9 @@ import (
 	"github.com/debvisor/debvisor/e2e/cluster/harness"
 )
 
+// writesWithin is how soon writes go on after a leader is cut off.
+const writesWithin = 5 * time.Second
+
 // site is three nodes, each in a network namespace of its own, on a bridge in
 // the namespace of the test.
 type site struct {
@@ -133,6 +136,7 @@ func (s *site) leaderIsCutOff(load *harness.Load) {
 	s.isolate(i)
 	took := load.Grow(20, 20*time.Second)
 	s.t.Logf("leader %s isolated: the majority acknowledged nothing for %v", leader.Name, took)
+	s.inTime(took)
 	r := s.inside(i, 6, "tenant", "create", "minority", "--addr", leader.Address)
 	s.t.Logf("the minority refused after %v: %s", r.Took.Round(time.Millisecond), strings.TrimSpace(r.Stderr))
 	s.inside(i, 6, "cluster", "status", "--addr", leader.Address)
@@ -155,6 +159,14 @@ func (s *site) leaderIsCutOff(load *harness.Load) {
 	}
 }
 
+// inTime checks how long all writes stood still.
+func (s *site) inTime(took time.Duration) {
+	s.t.Helper()
+	if took > writesWithin {
+		s.t.Errorf("writes stood still for %v, want at most %v", took, writesWithin)
+	}
+}
+
 // leaderIsMute lets the leader hear everything and say nothing.
 func (s *site) leaderIsMute(load *harness.Load) {
 	s.t.Helper()
@@ -165,6 +177,7 @@ func (s *site) leaderIsMute(load *harness.Load) {
 	}
 	took := load.Grow(20, 20*time.Second)
 	s.t.Logf("leader %s mute: no write was acknowledged for %v", leader.Name, took)
+	s.inTime(took)
 	for _, other := range s.Others(leader) {
 		s.unmute(i, s.index(other))
 	}
