@@ -27,6 +27,7 @@ const (
 	fileKey      = "node-key.pem"
 	fileSeals    = "seal-keys.json" // keys that open the sealed secrets; voters only
 	filePending  = "pending.json"   // the first entry of a new or restored cluster, until it is committed
+	fileJoining  = "joining.json"   // a join that was begun; gone when it is done
 	fileGossip   = "gossip.json"    // the last known keys of the gossip packets
 	fileStable   = "raft-stable.db" // votes and terms
 	fileLogBolt  = "raft-log.db"

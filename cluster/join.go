@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -127,12 +128,12 @@ func Join(ctx context.Context, cfg Config, o JoinOptions) (Identity, error) {
 	defer d.close()
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	key, request, err := newRequest()
+	in := &rpc.Joining{Token: t.name, Secret: hex.EncodeToString(t.secret), Name: o.Name,
+		Address: cfg.advertised(), Zone: o.Zone, Witness: o.Witness, Version: cfg.Version}
+	key, err := d.attempt(t, in)
 	if err != nil {
 		return Identity{}, err
 	}
-	in := &rpc.Joining{Token: t.name, Secret: hex.EncodeToString(t.secret), NodeID: uuid.NewString(), Name: o.Name,
-		Address: cfg.advertised(), Zone: o.Zone, Witness: o.Witness, Version: cfg.Version, Request: request}
 	joined, ca, err := askJoin(ctx, withPort(host), t, in)
 	if err != nil {
 		return Identity{}, err
@@ -153,7 +154,44 @@ func Join(ctx context.Context, cfg Config, o JoinOptions) (Identity, error) {
 	if err := d.writeJSON(fileGossip, rpc.GossipKeys{Keys: joined.GossipKeys}); err != nil {
 		return Identity{}, err
 	}
-	return id, d.writeJSON(fileIdentity, id)
+	if err := d.writeJSON(fileIdentity, id); err != nil {
+		return Identity{}, err
+	}
+	return id, d.remove(fileJoining)
+}
+
+// joinAttempt is what a join is made of that was begun and not finished. A
+// token admits one node with one key: to go on after a crash, the next attempt
+// with the token must be the same.
+type joinAttempt struct {
+	TokenHash string `json:"token_hash"`
+	NodeID    string `json:"node_id"`
+	Name      string `json:"name"`
+	Key       []byte `json:"key"` // PEM
+	Request   []byte `json:"request"`
+}
+
+// attempt takes up the join that was begun with the token under the same name,
+// or begins one, and completes the request with it.
+func (d *dataDir) attempt(t token, in *rpc.Joining) (crypto.Signer, error) {
+	var a joinAttempt
+	if d.readJSON(fileJoining, &a) == nil && a.TokenHash == secretHash(t.secret) && a.Name == in.Name {
+		if key, err := decodeKey(a.Key); err == nil {
+			in.NodeID, in.Request = a.NodeID, a.Request
+			return key, nil
+		}
+	}
+	key, request, err := newRequest()
+	if err != nil {
+		return nil, err
+	}
+	text, err := encodeKey(key)
+	if err != nil {
+		return nil, err
+	}
+	a = joinAttempt{TokenHash: secretHash(t.secret), NodeID: uuid.NewString(), Name: in.Name, Key: text, Request: request}
+	in.NodeID, in.Request = a.NodeID, a.Request
+	return key, d.writeJSON(fileJoining, a)
 }
 
 func withPort(host string) string {
@@ -280,7 +318,7 @@ func (s *Server) admit(ctx context.Context, in *rpc.Joining) (*rpc.Joined, error
 	if err != nil || len(secret) != tokenSecret {
 		return nil, api.Invalid("token", "has no secret")
 	}
-	if err := s.knownToken(in, secretHash(secret)); err != nil {
+	if err := s.knownToken(in, secret); err != nil {
 		return nil, err
 	}
 	a, err := s.authority()
@@ -313,15 +351,14 @@ func (s *Server) admit(ctx context.Context, in *rpc.Joining) (*rpc.Joined, error
 
 // knownToken refuses a token that nobody made, without an entry in the log: a
 // stranger must not be able to fill it. A token that was used is let through
-// for the node that used it, whose answer may have been lost.
-func (s *Server) knownToken(in *rpc.Joining, hash string) error {
-	view := s.state.Read()
-	for t := range fsm.JoinTokens.By(view, "hash", hash) {
+// for the request that used it, whose answer may have been lost.
+func (s *Server) knownToken(in *rpc.Joining, secret []byte) error {
+	for t := range fsm.JoinTokens.By(s.state.Read(), "hash", secretHash(secret)) {
 		if t.Name == in.Token {
 			return nil
 		}
 	}
-	if n := nodeRow(view, in.NodeID); n != nil && n.Name == in.Name {
+	if s.state.Remembers(joinRequestID(secret, in)) {
 		return nil
 	}
 	return api.Errorf(api.CodeForbidden, "the join token is unknown or was used").Do("make a new one with: debvisor node token")

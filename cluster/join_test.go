@@ -3,6 +3,9 @@ package cluster_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"io"
@@ -15,6 +18,7 @@ import (
 	"time"
 
 	"github.com/debvisor/debvisor/api"
+	"github.com/debvisor/debvisor/api/rpc"
 	"github.com/debvisor/debvisor/cluster"
 	"github.com/debvisor/debvisor/fsm"
 )
@@ -276,4 +280,71 @@ func TestThePortAnswersEachProtocolAndNobodyElse(t *testing.T) {
 		t.Fatalf("plain text was served: %q %v", answer, err)
 	}
 	c.must(n, tenant("still-alive"))
+}
+
+// A join that was killed after it was admitted is finished by the same command.
+func TestAJoinThatWasKilledIsDoneAgain(t *testing.T) {
+	t.Parallel()
+	c := start(t, 1, nil)
+	token, n := c.token(), newNode(t, "killed", nil)
+	blocked := n.cfg.DataDir + "/ca.pem" // the first file that is written after the answer
+	if err := os.MkdirAll(blocked+"/x", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := tryJoin(t, n, token); err == nil {
+		t.Fatal("it joined without a CA")
+	}
+	if err := os.RemoveAll(blocked); err != nil {
+		t.Fatal(err)
+	}
+	if err := tryJoin(t, newNode(t, "other", nil), token); api.CodeOf(err) != api.CodeForbidden {
+		t.Fatalf("another machine with the same token: %v", err)
+	}
+	if err := tryJoin(t, n, token); err != nil {
+		t.Fatalf("again: %v", err)
+	}
+	if _, err := os.Stat(n.cfg.DataDir + "/joining.json"); !os.IsNotExist(err) {
+		t.Fatalf("a finished join leaves its key behind: %v", err)
+	}
+	n.open()
+	c.ready(n)
+}
+
+// Who a member is can be read from its certificate. That must not let a
+// stranger write to the log.
+func TestAStrangerWritesNothingToTheLog(t *testing.T) {
+	t.Parallel()
+	c := start(t, 1, nil)
+	l := c.nodes[0]
+	pool := x509.NewCertPool()
+	ca, err := os.ReadFile(cluster.CAFile(l.cfg.DataDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool.AppendCertsFromPEM(ca)
+	conn, err := rpc.Connect(func(ctx context.Context) (net.Conn, error) {
+		d := tls.Dialer{Config: &tls.Config{RootCAs: pool, NextProtos: []string{cluster.ProtocolJoin}}}
+		return d.DialContext(ctx, "tcp", l.Self().Address)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := l.State().Index()
+	in := &rpc.Joining{Token: strings.Repeat("junk", 1000), Secret: strings.Repeat("ab", 32), NodeID: l.Self().ID, Name: l.name,
+		Address: l.Self().Address, Request: request}
+	if _, err := rpc.CallJoin(t.Context(), conn, in); api.CodeOf(err) != api.CodeForbidden {
+		t.Errorf("a stranger's join: %v", err)
+	}
+	if after := l.State().Index(); after != before {
+		t.Errorf("the log grew from %d to %d", before, after)
+	}
 }

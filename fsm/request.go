@@ -41,6 +41,13 @@ func (r *requests) find(id string) (*request, bool) {
 	return q, ok
 }
 
+// Remembers reports whether the outcome of a request ID is known here: an entry
+// that repeats it gets that outcome.
+func (f *FSM) Remembers(requestID string) bool {
+	_, known := f.current.Load().requests.find(requestID)
+	return known
+}
+
 func (r *requests) add(q *request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
