@@ -141,6 +141,7 @@ type Server struct {
 	leading   leadership
 	ending    sync.Once
 	draining  atomic.Bool
+	founding  atomic.Bool  // the first entry of a new or restored cluster is not committed yet
 	proposals atomic.Int64 // in progress, for the drain
 	ctx       context.Context
 	cancel    context.CancelFunc
@@ -215,6 +216,7 @@ func (s *Server) open() error {
 	if err := s.openTrust(); err != nil {
 		return err
 	}
+	s.founding.Store(s.dir.exists(filePending))
 	if err := s.openPort(); err != nil {
 		return err
 	}

@@ -221,5 +221,6 @@ func (s *Server) commitPending(ctx context.Context) bool {
 	if err := s.dir.remove(filePending); err != nil {
 		s.logger.Warn("remove the pending entry", "error", err)
 	}
+	s.founding.Store(false)
 	return true
 }

@@ -58,6 +58,11 @@ func (s *Server) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) 
 	sent := false // an attempt may have reached a log
 	here := s.leadersOnly(&e)
 	var last error
+	for s.founding.Load() && !founds(&e) {
+		if !s.pause(ctx) {
+			return fsm.Outcome{}, errNoLeader("the first entry of the cluster is not committed yet")
+		}
+	}
 	for {
 		outcome, err := s.proposeOnce(ctx, raw, here)
 		if err == nil {
@@ -86,6 +91,12 @@ func (s *Server) stamp() time.Time {
 		return at
 	}
 	return now
+}
+
+// founds reports whether an entry begins a new or restored cluster. Nothing may
+// come before it: what a restored cluster must not keep, it would take away.
+func founds(e *fsm.Entry) bool {
+	return e.Op == fsm.InitCluster.Op() || e.Op == fsm.RehomeCluster.Op()
 }
 
 func gaveUp(sent bool, last error) error {
