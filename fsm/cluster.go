@@ -202,6 +202,9 @@ func putSeal(tx *Tx, s api.Seal) *api.Error {
 // CertificatesMax is how many unexpired certificates are kept.
 const CertificatesMax = 100_000
 
+// certificatesTrimMax is how many expired ones one entry forgets.
+const certificatesTrimMax = 100
+
 // RecordCertificate notes a certificate that the CA issued and forgets up to
 // 100 that have expired.
 var RecordCertificate = transition("certificate.record", Certificates, func(tx *Tx, c api.Certificate) (*api.Certificate, *api.Error) {
@@ -209,13 +212,17 @@ var RecordCertificate = transition("certificate.record", Certificates, func(tx *
 		return nil, api.AsError(err)
 	}
 	var expired []string
-	for have := range Certificates.All(tx) {
-		if have.NotAfter.Before(tx.Time) && len(expired) < 100 {
-			expired = append(expired, have.Name)
+	for have := range Certificates.Ordered(tx, "not_after") {
+		if !have.NotAfter.Before(tx.Time) || len(expired) == certificatesTrimMax {
+			break
 		}
+		expired = append(expired, have.Name)
 	}
 	for _, name := range expired {
 		Certificates.delete(tx, name)
+	}
+	if Certificates.Len(tx) >= CertificatesMax {
+		return nil, api.Errorf(api.CodeLimit, "%d certificates have not expired", CertificatesMax).Do("wait until some have; look at which node asks for so many")
 	}
 	return Certificates.put(tx, c), nil
 })

@@ -123,6 +123,8 @@ func (g *generation) view() *View {
 
 func (v *View) reader() *memdb.Txn { return v.txn }
 
+func (v *View) counted(what string) int { return v.sys.counts[what] }
+
 func (v *View) row(table, key string) any {
 	if unnamable(key) {
 		return nil

@@ -33,11 +33,17 @@ var (
 	Tasks = table[api.Task](api.KindTask,
 		indexed("state", func(t *api.Task) []string { return []string{t.State} }),
 		indexed("node", func(t *api.Task) []string { return []string{t.Node} }),
+		indexed("ended", func(t *api.Task) []string {
+			if !t.Ended() {
+				return nil
+			}
+			return moment(t.EndedAt)
+		}),
 		indexed("object", func(t *api.Task) []string { return []string{t.Kind + "/" + t.Object} }))
 	APIKeys      = table[api.APIKey](api.KindAPIKey, indexed("hash", func(k *api.APIKey) []string { return []string{k.Hash} }))
 	JoinTokens   = table[api.JoinToken](api.KindToken, indexed("hash", func(t *api.JoinToken) []string { return []string{t.Hash} }))
 	Seals        = table[api.Seal]("seal")
-	Certificates = table[api.Certificate]("certificate")
+	Certificates = table[api.Certificate]("certificate", indexed("not_after", func(c *api.Certificate) []string { return moment(c.NotAfter) }))
 	RemovedNodes = table[api.RemovedNode]("removed_node")
 	Leases       = table[api.NodeLease]("node_lease")
 )

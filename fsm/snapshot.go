@@ -135,7 +135,7 @@ func (f *FSM) readSnapshot(r io.Reader) (*generation, error) {
 	gen := f.newGeneration()
 	txn := gen.db.Txn(true)
 	defer txn.Abort()
-	sys, rows := &system{}, rowSum{}
+	sys, rows := &system{counts: map[string]int{}}, rowSum{}
 	var t anyTable
 	for {
 		kind, body, sum := in.frame()
@@ -164,6 +164,7 @@ func (f *FSM) readSnapshot(r io.Reader) (*generation, error) {
 			var row anyRow
 			if _, row, err = t.decodeRow(body); err == nil {
 				rows.add(row.sum())
+				sys.count(t.Kind(), row, 1)
 				err = txn.Insert(t.Kind(), row)
 			}
 		case frameEnd:

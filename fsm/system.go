@@ -19,6 +19,23 @@ type system struct {
 	Chain          api.Hash  `json:"chain"`
 	Quiet          api.Hash  `json:"quiet"` // digest of the quiet entries since the last record
 	Rows           rowSum    `json:"rows"`
+
+	counts map[string]int // rows by kind, and activeTasks; follows from the rows
+	room   *room          // follows from the nodes and the settings; nil: not looked at
+}
+
+// activeTasks is under which name the tasks that have not ended are counted.
+const activeTasks = "task active"
+
+// count takes a row in (by 1) or out (by -1).
+func (s *system) count(kind string, counted anyRow, by int) {
+	s.counts[kind] += by
+	if t, ok := counted.(*row[api.Task]); ok && !t.value.Ended() {
+		s.counts[activeTasks] += by
+	}
+	if kind == api.KindNode || kind == api.KindConfig {
+		s.room = nil
+	}
 }
 
 func systemSchema() *memdb.TableSchema {
@@ -33,7 +50,7 @@ func readSystem(txn *memdb.Txn) *system {
 		panic(err)
 	}
 	if raw == nil {
-		return &system{ClusterVersion: VersionMin}
+		return &system{ClusterVersion: VersionMin, counts: map[string]int{}}
 	}
 	return raw.(*system)
 }

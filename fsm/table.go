@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -19,6 +20,7 @@ const indexID = "id"
 type Reader interface {
 	reader() *memdb.Txn
 	row(table, key string) any
+	counted(what string) int
 }
 
 // object ties a struct to the methods of its pointer.
@@ -170,13 +172,18 @@ func (t Table[T, P]) After(r Reader, key string) iter.Seq2[string, json.RawMessa
 	}
 }
 
-// Len counts the rows.
-func (t Table[T, P]) Len(r Reader) int {
-	n := 0
-	for range t.All(r) {
-		n++
-	}
-	return n
+// Len is how many rows there are. It is known without looking at them.
+func (t Table[T, P]) Len(r Reader) int { return r.counted(t.kind) }
+
+// Ordered yields the rows that have a value in the index of that name, in the
+// order of the values.
+func (t Table[T, P]) Ordered(r Reader, index string) iter.Seq[*T] {
+	return t.scan(r, index+"_prefix", "")
+}
+
+// moment is a time as an index orders it.
+func moment(at time.Time) []string {
+	return []string{at.UTC().Format("20060102150405.000000000")}
 }
 
 // Watch returns a channel that closes when any row of the kind is written
@@ -306,6 +313,11 @@ func (v valuesIndexer) FromObject(raw any) (bool, [][]byte, error) {
 
 // FromArgs implements memdb.Indexer.
 func (v valuesIndexer) FromArgs(args ...any) ([]byte, error) { return terminatedArg(args) }
+
+// PrefixFromArgs implements memdb.PrefixIndexer.
+func (v valuesIndexer) PrefixFromArgs(args ...any) ([]byte, error) {
+	return keyIndexer{}.PrefixFromArgs(args...)
+}
 
 // unnamable reports whether no row can have s as a key or indexed value: it
 // holds the NUL that ends values in an index. Anybody can send it, in any name.

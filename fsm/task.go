@@ -43,12 +43,7 @@ func submitTask(tx *Tx, in TaskSubmit) (*api.Task, *api.Error) {
 	} else if t.Verb == api.TaskApply && (t.Kind != "" || t.Object != "") {
 		return nil, api.Invalid("kind", "is %q, an apply is about no single object", t.Kind).Allow("neither kind nor object").On(api.KindTask, in.Name)
 	}
-	active := 0
-	for _, state := range []string{api.TaskPending, api.TaskRunning} {
-		for range Tasks.By(tx, "state", state) {
-			active++
-		}
-	}
+	active := tx.counted(activeTasks)
 	if active >= api.TasksActiveMax {
 		return nil, api.Errorf(api.CodeLimit, "%d tasks have not ended", active).Allow("at most %d", api.TasksActiveMax).Do("wait for some of them, or cancel them")
 	}
@@ -264,10 +259,11 @@ type TasksTrim struct{}
 var TrimTasks = effect("task.trim", func(tx *Tx, _ TasksTrim) *api.Error {
 	floor := tx.Time.Add(-settings(tx).TaskRetention)
 	var old []string
-	for t := range Tasks.All(tx) {
-		if t.Ended() && t.EndedAt.Before(floor) && len(old) < TasksTrimMax {
-			old = append(old, t.Name)
+	for t := range Tasks.Ordered(tx, "ended") {
+		if !t.EndedAt.Before(floor) || len(old) == TasksTrimMax {
+			break
 		}
+		old = append(old, t.Name)
 	}
 	for _, name := range old {
 		Tasks.delete(tx, name)

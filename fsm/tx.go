@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"math/bits"
 	"time"
 
@@ -51,7 +52,9 @@ type batch struct {
 
 func newBatch(r *registry, gen *generation) *batch {
 	base := gen.db.Txn(false)
-	return &batch{registry: r, gen: gen, base: base, txn: gen.db.Txn(true), written: map[rowRef]anyRow{}, read: map[rowRef]any{}, sys: *readSystem(base)}
+	b := &batch{registry: r, gen: gen, base: base, txn: gen.db.Txn(true), written: map[rowRef]anyRow{}, read: map[rowRef]any{}, sys: *readSystem(base)}
+	b.sys.counts = maps.Clone(b.sys.counts) // readers have the old one
+	return b
 }
 
 func (b *batch) commit() {
@@ -67,6 +70,8 @@ func (b *batch) insert(table string, raw any) {
 }
 
 func (tx *Tx) reader() *memdb.Txn { return tx.b.txn }
+
+func (tx *Tx) counted(what string) int { return tx.b.sys.counts[what] }
 
 func (tx *Tx) row(table, key string) any {
 	if unnamable(key) {
@@ -185,6 +190,7 @@ func (tx *Tx) note(c change) {
 func (b *batch) set(ref rowRef, before, after anyRow) {
 	if before != nil {
 		b.sys.Rows.subtract(before.sum())
+		b.sys.count(ref.kind, before, -1)
 	}
 	if after == nil {
 		if err := b.txn.Delete(ref.kind, before); err != nil {
@@ -192,6 +198,7 @@ func (b *batch) set(ref rowRef, before, after anyRow) {
 		}
 	} else {
 		b.sys.Rows.add(after.sum())
+		b.sys.count(ref.kind, after, 1)
 		b.insert(ref.kind, after)
 	}
 	b.written[ref] = after

@@ -41,16 +41,8 @@ func checkVM(tx *Tx, before, after *api.VM) *api.Error {
 
 // checkVMSize refuses a VM that no node could hold even if it were empty.
 func checkVMSize(tx *Tx, vm *api.VM) *api.Error {
-	config := settings(tx)
-	var cpus int
-	var memory int64
-	for n := range Nodes.All(tx) {
-		if n.Witness || n.Capacity.CPUs == 0 {
-			continue
-		}
-		cpus = max(cpus, int(float64(n.Capacity.CPUs)*config.CPUOvercommit))
-		memory = max(memory, int64(float64(n.Capacity.MemoryBytes-config.MemoryReserve)*config.MemoryOvercommit))
-	}
+	most := largestNode(tx)
+	cpus, memory := most.cpus, most.memory
 	if cpus == 0 {
 		return nil // no node has reported yet
 	}
@@ -63,6 +55,31 @@ func checkVMSize(tx *Tx, vm *api.VM) *api.Error {
 			Allow("at most %s", api.FormatSize(memory)).Do("make the VM smaller, or raise memory_overcommit").At("memory_bytes")
 	}
 	return nil
+}
+
+// room is what the largest nodes can give to one guest.
+type room struct {
+	cpus   int
+	memory int64
+}
+
+// largestNode looks at the nodes again only when one of them or the settings
+// changed: a VM's put must not cost more in a large cluster.
+func largestNode(tx *Tx) room {
+	if r := tx.b.sys.room; r != nil {
+		return *r
+	}
+	config := settings(tx)
+	var r room
+	for n := range Nodes.All(tx) {
+		if n.Witness || n.Capacity.CPUs == 0 {
+			continue
+		}
+		r.cpus = max(r.cpus, int(float64(n.Capacity.CPUs)*config.CPUOvercommit))
+		r.memory = max(r.memory, int64(float64(n.Capacity.MemoryBytes-config.MemoryReserve)*config.MemoryOvercommit))
+	}
+	tx.b.sys.room = &r
+	return r
 }
 
 func settings(r Reader) api.Config {
