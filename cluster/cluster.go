@@ -323,9 +323,9 @@ func (s *Server) raftConfig(logger hclog.Logger) *raft.Config {
 }
 
 const (
-	// commitTimeout is how soon an idle follower learns what is committed; a
-	// linearizable read on a follower after a write waits that long.
-	commitTimeout    = 20 * time.Millisecond
+	// commitTimeout is how often an idle leader repeats what is committed to
+	// those who missed it: tellCommits says it first.
+	commitTimeout    = 250 * time.Millisecond
 	appendEntriesMax = 256
 )
 

@@ -197,6 +197,7 @@ func (s *Server) lead(ctx context.Context) {
 	}
 	var loops sync.WaitGroup
 	loops.Go(func() { s.watchPeers(ctx) })
+	loops.Go(func() { s.tellCommits(ctx, term) })
 	s.proveCommits(ctx)
 	loops.Wait()
 }
