@@ -333,7 +333,7 @@ const (
 func (s *Server) serve() {
 	s.node = rpc.NewServer(rpc.MessageBytesMax)
 	rpc.RegisterNode(s.node, service{s})
-	s.join = rpc.NewServer(joinBytesMax)
+	s.join = rpc.NewServer(joinBytesMax, rpc.StrangerLimits()...)
 	rpc.RegisterJoin(s.join, joinService{s})
 	nodes, joins := s.mux.listen(ProtocolRPC), s.mux.listen(ProtocolJoin)
 	s.wait.Go(s.mux.serve)

@@ -348,3 +348,34 @@ func TestAStrangerWritesNothingToTheLog(t *testing.T) {
 		t.Errorf("the log grew from %d to %d", before, after)
 	}
 }
+
+// Connections that prove nothing are few and do not stay: nodes get in beside
+// them, and a join does when they are gone.
+func TestIdleStrangersDoNotKeepTheDoorShut(t *testing.T) {
+	t.Parallel()
+	c := start(t, 1, nil)
+	address := c.nodes[0].Self().Address
+	config := &tls.Config{InsecureSkipVerify: true, NextProtos: []string{cluster.ProtocolJoin}}
+	shut := false
+	for i := 0; i < 200 && !shut; i++ {
+		conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", address, config)
+		if err != nil {
+			shut = true
+			break
+		}
+		defer func() { _ = conn.Close() }()
+		_ = conn.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+		_, err = conn.Read(make([]byte, 1024)) // a connection that is served begins with HTTP/2's settings
+		ne, late := err.(net.Error)
+		shut = err != nil && !(late && ne.Timeout())
+	}
+	if !shut {
+		t.Fatal("200 strangers were let in at once")
+	}
+	if _, err := c.nodes[0].ReadIndex(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n := newNode(t, "patient", nil)
+	token := c.token()
+	c.eventually("a join gets in", func() bool { return tryJoin(t, n, token) == nil })
+}

@@ -32,6 +32,8 @@ const (
 	handshakesMax    = 128             // at a time; further connections wait in the kernel's queue
 	handshakeTimeout = 5 * time.Second // from accept to a finished handshake
 	connectionsMax   = 16384           // open at a time, of all protocols
+	clientsMax       = 8192            // of these, without the certificate of a node; the rest is for nodes
+	joiningMax       = 64              // of these, to join
 	queuedMax        = 256             // accepted by the mux and not yet by their protocol
 	acceptPause      = 50 * time.Millisecond
 )
@@ -53,6 +55,8 @@ type mux struct {
 
 	handshakes chan struct{} // one slot for each handshake in progress
 	open       atomic.Int64
+	clients    atomic.Int64 // connections of the API and of nodes that join
+	joining    atomic.Int64 // the latter
 	wait       sync.WaitGroup
 	done       chan struct{}
 	stopOnce   sync.Once
@@ -148,6 +152,10 @@ func (m *mux) secure(raw net.Conn) (net.Conn, string, error) {
 		name = ProtocolHTTP1
 	}
 	if !slices.Contains(nodeProtocols(), name) {
+		if err := t.countClient(name == ProtocolJoin); err != nil {
+			_ = t.Close()
+			return nil, "", err
+		}
 		return conn, name, nil
 	}
 	id, err := m.trust.nodeOf(state.PeerCertificates)
@@ -235,6 +243,27 @@ type tracked struct {
 	mux  *mux
 	once sync.Once
 	node atomic.Value // string: the node behind it
+
+	counts []*atomic.Int64 // of its class, to be lowered by Close; guarded by mux.mu
+}
+
+// countClient refuses a connection without a node's certificate when there are
+// too many, so that a flood of clients leaves room for the nodes.
+func (t *tracked) countClient(joins bool) error {
+	t.mux.mu.Lock()
+	defer t.mux.mu.Unlock()
+	t.counts = append(t.counts, &t.mux.clients)
+	if n := t.mux.clients.Add(1); n > clientsMax {
+		return fmt.Errorf("%d clients are connected", n-1)
+	}
+	if !joins {
+		return nil
+	}
+	t.counts = append(t.counts, &t.mux.joining)
+	if n := t.mux.joining.Add(1); n > joiningMax {
+		return fmt.Errorf("%d nodes are joining", n-1)
+	}
+	return nil
 }
 
 func (t *tracked) Close() error {
@@ -242,7 +271,11 @@ func (t *tracked) Close() error {
 		t.mux.open.Add(-1)
 		t.mux.mu.Lock()
 		delete(t.mux.conns, t)
+		counts := t.counts
 		t.mux.mu.Unlock()
+		for _, c := range counts {
+			c.Add(-1)
+		}
 	})
 	return t.Conn.Close()
 }

@@ -37,6 +37,9 @@ const (
 	StreamsMax      = 1024    // calls at a time on one connection
 	keepaliveTime   = 10 * time.Second
 	keepaliveWait   = 5 * time.Second
+	strangerStreams = 4
+	strangerIdle    = 5 * time.Second
+	strangerAge     = 90 * time.Second // longer than a join tries
 )
 
 // NodeConn is a connection whose peer proved to be a node of this cluster.
@@ -47,9 +50,10 @@ type NodeConn interface {
 }
 
 // NewServer makes a gRPC server for connections that are already secured. A
-// message is at most bytesMax long.
-func NewServer(bytesMax int) *grpc.Server {
-	return grpc.NewServer(
+// message is at most bytesMax long. Options overrule the limits of calls
+// between nodes.
+func NewServer(bytesMax int, options ...grpc.ServerOption) *grpc.Server {
+	return grpc.NewServer(append([]grpc.ServerOption{
 		grpc.Creds(accepted{}),
 		grpc.ForceServerCodecV2(jsonCodec{}),
 		grpc.MaxRecvMsgSize(bytesMax),
@@ -57,7 +61,20 @@ func NewServer(bytesMax int) *grpc.Server {
 		grpc.MaxConcurrentStreams(StreamsMax),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveWait}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveWait, PermitWithoutStream: true}),
-	)
+	}, options...)...)
+}
+
+// StrangerLimits are the limits of a server for callers that prove nothing: few
+// calls at a time, on connections that are used or closed.
+func StrangerLimits() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.MaxConcurrentStreams(strangerStreams),
+		grpc.ConnectionTimeout(strangerIdle),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: strangerIdle, MaxConnectionAge: strangerAge, MaxConnectionAgeGrace: strangerIdle,
+			Time: keepaliveTime, Timeout: keepaliveWait,
+		}),
+	}
 }
 
 // Connect makes a client connection that calls dial when it needs one. dial
