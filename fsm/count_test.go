@@ -79,6 +79,32 @@ func TestTheOldestTasksThatEndedAreTrimmedFirst(t *testing.T) {
 	}
 }
 
+func TestTheWindowOfRecordsIsBoundedInBytes(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	fsm.KeepRecent(c.f, 20_000)
+	for n := range 200 {
+		put(c, fsm.VMs.Put, vm(fmt.Sprintf("vm%d", n)))
+	}
+	last := c.f.Index()
+	if _, ok := c.f.Recent(1, 1000); ok {
+		t.Error("all records are still there")
+	}
+	kept := 0
+	for ; kept < 200; kept++ {
+		records, ok := c.f.Recent(last-uint64(kept), 1000)
+		if !ok {
+			break
+		}
+		if len(records) != kept || kept > 0 && records[0].Index != last-uint64(kept)+1 {
+			t.Fatalf("the last %d: got %d", kept, len(records))
+		}
+	}
+	if kept < 5 || kept > 60 {
+		t.Errorf("%d records are kept", kept)
+	}
+}
+
 // BenchmarkKeyAmongMany creates a key beside 50,000 others.
 func BenchmarkKeyAmongMany(b *testing.B) {
 	c := newCluster(b)

@@ -82,7 +82,7 @@ type Yield struct {
 // New makes an empty FSM.
 func New() *FSM {
 	f := &FSM{registry: newRegistry(), advance: make(chan struct{})}
-	f.recent.limit = recentRecordsMax
+	f.recent.limit, f.recent.most = recentRecordsMax, recentBytesMax
 	f.current.Store(f.newGeneration())
 	return f
 }
