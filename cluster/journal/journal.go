@@ -29,7 +29,7 @@ import (
 const (
 	queueRecordsMax = 8192 // records waiting for the disk; Append waits beyond
 	batchRecordsMax = 2048 // records of one transaction
-	linger          = 100 * time.Millisecond
+	linger          = 500 * time.Millisecond // readers do not wait for it: they flush
 	commitTimeout   = 5 * time.Second // a longer write makes the journal unhealthy
 	retryFull       = 2 * time.Second // between attempts on a full disk
 	openTimeout     = time.Second     // for the file's lock
