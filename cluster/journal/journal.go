@@ -27,13 +27,13 @@ import (
 
 // Limits of the journal.
 const (
-	queueRecordsMax = 8192 // records waiting for the disk; Append waits beyond
-	batchRecordsMax = 2048 // records of one transaction
+	queueRecordsMax = 8192                   // records waiting for the disk; Append waits beyond
+	batchRecordsMax = 2048                   // records of one transaction
 	linger          = 500 * time.Millisecond // readers do not wait for it: they flush
-	commitTimeout   = 5 * time.Second // a longer write makes the journal unhealthy
-	retryFull       = 2 * time.Second // between attempts on a full disk
-	openTimeout     = time.Second     // for the file's lock
-	tailChecked     = 1024            // records verified at open
+	commitTimeout   = 5 * time.Second        // a longer write makes the journal unhealthy
+	retryFull       = 2 * time.Second        // between attempts on a full disk
+	openTimeout     = time.Second            // for the file's lock
+	tailChecked     = 1024                   // records verified at open
 )
 
 // Entry is one record with its canonical encoding.
