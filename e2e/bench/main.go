@@ -9,6 +9,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -99,7 +100,24 @@ func (b *bench) all(ctx context.Context, only, out string) error {
 	if out == "" {
 		return nil
 	}
-	return os.WriteFile(out, []byte(b.markdown()), 0o644)
+	return os.WriteFile(out, []byte(b.markdown()+notes(out)), 0o644)
+}
+
+// notesTitle begins what people wrote below the figures of a file.
+const notesTitle = "\n## What limits the missed figures\n"
+
+// notes is what people wrote below the figures of the file that is there, to
+// be kept; empty when there is none.
+func notes(path string) string {
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	at := bytes.Index(old, []byte(notesTitle))
+	if at < 0 {
+		return ""
+	}
+	return string(old[at:])
 }
 
 // add notes a figure. A goal of "" means that none was set.
@@ -119,8 +137,10 @@ func (b *bench) markdown() string {
 	fmt.Fprintf(&w, "# Benchmarks\n\nMeasured %s on %d processors (%s/%s), %s. Repeat with `make bench`.\n\n",
 		time.Now().UTC().Format("2006-01-02"), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, memory())
 	w.WriteString("Loads run in turns on one machine that also runs the load generator, so ratios count and absolute\n" +
-		"numbers do not. Bare Raft is hashicorp/raft with the same log store and an empty state machine, three\n" +
-		"members over TCP in one process; etcd is Debian's, three processes on the same disk.\n\n")
+		"numbers do not. debvisor is three processes and is asked over HTTP and TLS with a key, which it checks,\n" +
+		"logs and journals. Bare Raft is hashicorp/raft with the same log store and an empty state machine, three\n" +
+		"members over plain TCP in one process, which calls Apply itself; it pipelines, debvisor does not. etcd is\n" +
+		"Debian's, three processes on the same disk, asked over gRPC without TLS.\n\n")
 	section := ""
 	for _, r := range b.rows {
 		if r.section != section {
