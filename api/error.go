@@ -61,6 +61,16 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
+// Where names the object and the field that the error is about, as
+// "vm/default/web cpus". It has no wording in it.
+func (e *Error) Where() string {
+	where := e.Field
+	if e.Kind != "" || e.Key != "" {
+		where = strings.TrimSpace(e.Kind + "/" + e.Key + " " + e.Field)
+	}
+	return where
+}
+
 // Is makes errors.Is(err, &Error{Code: c}) match by code alone.
 func (e *Error) Is(target error) bool {
 	t, ok := target.(*Error)

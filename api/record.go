@@ -58,7 +58,7 @@ type Record struct {
 	By        string    `json:"by,omitzero"`
 	RequestID string    `json:"request_id,omitzero"`
 	Code      Code      `json:"code,omitzero"`    // of the refusal; empty when it was carried out
-	Message   string    `json:"message,omitzero"` // of the refusal
+	Message   string    `json:"message,omitzero"` // where it was refused, as Error.Where: never a wording, which may change between binaries
 	Digest    string    `json:"digest,omitzero"`  // chain of SHA-256 over the bodies of the renewals since the record before, which leave no record of their own
 	Changes   []Change  `json:"changes,omitzero"`
 	Hash      Hash      `json:"hash"`

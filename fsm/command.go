@@ -338,7 +338,7 @@ func bodyDigest(e *Entry) (d [16]byte) {
 func (b *batch) record(c Committed, e *Entry, tx *Tx, refusal *api.Error) Yield {
 	rec := &api.Record{Index: c.Index, Term: c.Term, Time: b.sys.Time, Op: e.Op, By: e.By, RequestID: e.RequestID}
 	if refusal != nil {
-		rec.Code, rec.Message = refusal.Code, refusal.Error()
+		rec.Code, rec.Message = refusal.Code, refusal.Where()
 	}
 	if b.sys.Quiet != (api.Hash{}) {
 		rec.Digest, b.sys.Quiet = b.sys.Quiet.String(), api.Hash{}

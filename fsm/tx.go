@@ -98,12 +98,14 @@ func (tx *Tx) row(table, key string) any {
 // ClusterVersion is the activated version of the log's meaning.
 func (tx *Tx) ClusterVersion() uint32 { return tx.b.sys.ClusterVersion }
 
-// NewID derives a UUID that is unique to this entry and name: version 8 of RFC
-// 9562, over the chain of hashes, which no other state shares.
+// NewID derives a UUID that is unique to this cluster, entry and name: version
+// 8 of RFC 9562. It rests on nothing that a later binary may word differently.
 func (tx *Tx) NewID(kind, key string) string {
 	h := sha256.New()
-	h.Write(tx.b.sys.Chain[:])
-	fmt.Fprintf(h, "%d\x00%s\x00%s", tx.Index, kind, key)
+	if c := Configs.Get(tx, api.ConfigName); c != nil {
+		h.Write([]byte(c.ClusterID))
+	}
+	fmt.Fprintf(h, "\x00%d\x00%s\x00%s", tx.Index, kind, key)
 	sum := h.Sum(nil)[:16]
 	sum[6] = sum[6]&0x0f | 0x80
 	sum[8] = sum[8]&0x3f | 0x80
