@@ -195,16 +195,7 @@ func reason(err error) string {
 	if err == nil {
 		return ""
 	}
-	clean := []rune(err.Error())
-	for i, r := range clean {
-		if r < ' ' || r == 0x7f {
-			clean[i] = ' '
-		}
-	}
-	for len(string(clean)) > reportedTextMax {
-		clean = clean[:len(clean)-1]
-	}
-	return string(clean)
+	return api.CleanText(err.Error(), reportedTextMax)
 }
 
 // final reports whether the tables have moved on, so that repeating a proposal

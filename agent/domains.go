@@ -224,8 +224,12 @@ func (a *Agent) watchDomains(ctx context.Context) {
 		if err == nil {
 			failures = 0
 			a.domains.want()
+			again := a.listAgain()
 			for range events {
 				a.domains.want()
+			}
+			for _, t := range again {
+				t.Stop()
 			}
 			a.domains.want()
 		}
@@ -234,4 +238,13 @@ func (a *Agent) watchDomains(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// listAgain lists soon after a connection was made: a daemon that has just come
+// back may find out later, and without a hint, that a guest has ended.
+func (a *Agent) listAgain() (timers []*time.Timer) {
+	for _, after := range []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second} {
+		timers = append(timers, time.AfterFunc(after, func() { a.domains.want() }))
+	}
+	return timers
 }

@@ -22,7 +22,7 @@ func (a *Agent) reconcileReplica(ctx context.Context, name string) (again time.D
 	if r.Delete {
 		return a.deleteReplica(ctx, v, r)
 	}
-	if r.State == api.ReplicaReady || r.Kind != api.KindVolume {
+	if r.State == api.ReplicaReady || r.State == api.ReplicaLost || r.Kind != api.KindVolume {
 		return 0, nil
 	}
 	volume := fsm.Volumes.Get(v, r.Of)

@@ -5,6 +5,7 @@ const (
 	ReplicaPending  = "pending" // its node has to make it
 	ReplicaReady    = "ready"
 	ReplicaFailed   = "failed"   // its node tried and gave a reason; it tries again
+	ReplicaLost     = "lost"     // its node was removed with the only copy; nothing is made in its place
 	ReplicaDeleting = "deleting" // its node has to remove it; the row goes when it has
 )
 
@@ -32,7 +33,7 @@ func ReplicaName(ofID, node string) string { return ofID + "." + node }
 func (r *Replica) Validate() error {
 	var p problems
 	checkOneOf(&p, "kind", r.Kind, KindVolume, KindImage)
-	checkOneOf(&p, "state", r.State, ReplicaPending, ReplicaReady, ReplicaFailed, ReplicaDeleting)
+	checkOneOf(&p, "state", r.State, ReplicaPending, ReplicaReady, ReplicaFailed, ReplicaLost, ReplicaDeleting)
 	checkText(&p, "reason", r.Reason, TextLengthMax)
 	return p.err()
 }

@@ -236,6 +236,35 @@ func TestGenIsNeverUsedAgainForAnID(t *testing.T) {
 	}
 }
 
+func TestVolumeOfARemovedNodeIsLostAndNotMadeAgain(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	register := func(n int) {
+		c.do(fsm.RegisterNode.Entry(fsm.NodeRegister{ID: nodeID(n), Address: "127.0.0.1:7443", ClusterVersion: fsm.VersionMax}))
+	}
+	c.do(fsm.CreateToken.Entry(fsm.TokenCreate{Name: "t", Hash: fmt.Sprintf("%064d", 2), Expires: c.now.Add(time.Minute)}))
+	c.do(fsm.JoinNode.Entry(fsm.NodeJoin{ID: nodeID(2), Name: "node2", Address: "127.0.0.1:7444", TokenHash: fmt.Sprintf("%064d", 2)}))
+	register(1)
+	register(2)
+	put(c, fsm.VMs.Put, vm("web"))
+	id := fsm.VMs.Get(c.f.Read(), "default/web").ID
+	c.do(fsm.AssignInstance.Entry(fsm.Assignment{VM: id, Node: "node2", Epoch: 1}))
+	volume := fsm.Volumes.Get(c.f.Read(), "default/web-root")
+	c.do(fsm.ReportReplica.Entry(fsm.ReplicaReport{Kind: api.KindVolume, OfID: volume.ID, Node: "node2", Epoch: 1, Pool: "local", State: api.ReplicaReady}))
+	c.do(fsm.RemoveNode.Entry(fsm.NodeRemove{Node: "node2", Force: true}))
+	if r := fsm.Replicas.Get(c.f.Read(), api.ReplicaName(volume.ID, "node2")); r == nil || r.State != api.ReplicaLost {
+		t.Fatalf("got %+v, want a copy that is lost", r)
+	}
+	out := c.propose(fsm.AssignInstance.Entry(fsm.Assignment{VM: id, Gen: fsm.Instances.Get(c.f.Read(), id).Gen, Node: "node1", Epoch: 1}))
+	if out.Err == nil || out.Err.Code != api.CodeConflict {
+		t.Fatalf("a VM without its disk was placed: %v", out.Err)
+	}
+	c.do(fsm.VMs.Delete("default", "web", fsm.VMs.Get(c.f.Read(), "default/web").Modified))
+	if n := fsm.Replicas.Len(c.f.Read()); n != 0 {
+		t.Fatalf("%d copies stayed behind the volume", n)
+	}
+}
+
 // BenchmarkApplyPut puts into a table of 100,000 VMs in batches of 64.
 func BenchmarkApplyPut(b *testing.B) {
 	c := newCluster(b)

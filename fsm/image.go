@@ -31,13 +31,18 @@ func dropImage(tx *Tx, image *api.Image) *api.Error {
 	return nil
 }
 
-// markReplicas asks the nodes that have a copy of the object to remove it.
+// markReplicas asks the nodes that have a copy of the object to remove it, and
+// forgets those that were lost with their node.
 func markReplicas(tx *Tx, id string) {
 	var marked []api.Replica
 	for r := range Replicas.By(tx, "of_id", id) {
 		marked = append(marked, *r)
 	}
 	for _, r := range marked {
+		if Nodes.Get(tx, r.Node) == nil {
+			Replicas.delete(tx, r.Name) // lost with its node
+			continue
+		}
 		r.Delete, r.State = true, api.ReplicaDeleting
 		Replicas.put(tx, r)
 	}

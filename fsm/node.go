@@ -327,13 +327,7 @@ var RemoveNode = effect("node.remove", func(tx *Tx, in NodeRemove) *api.Error {
 func removeNode(tx *Tx, name, reason string) *api.Error {
 	n := Nodes.Get(tx, name)
 	disown(tx, name, "its host "+name+" was removed")
-	var replicas []string
-	for r := range Replicas.By(tx, "node", name) {
-		replicas = append(replicas, r.Name)
-	}
-	for _, r := range replicas {
-		Replicas.delete(tx, r)
-	}
+	loseReplicas(tx, name)
 	if RemovedNodes.Len(tx) >= RemovedNodesMax {
 		return api.Errorf(api.CodeLimit, "%d removed nodes are remembered", RemovedNodesMax)
 	}
@@ -345,4 +339,23 @@ func removeNode(tx *Tx, name, reason string) *api.Error {
 	Nodes.delete(tx, name)
 	Leases.delete(tx, name)
 	return nil
+}
+
+// loseReplicas ends the copies that a removed node had. A volume that lay
+// nowhere else is lost: its row stays and says so, and keeps an empty disk from
+// being made in its place. It goes with the volume.
+func loseReplicas(tx *Tx, node string) {
+	var had []api.Replica
+	for r := range Replicas.By(tx, "node", node) {
+		had = append(had, *r)
+	}
+	for _, r := range had {
+		pool := Pools.Get(tx, r.Pool)
+		if r.Kind != api.KindVolume || r.Delete || r.State == api.ReplicaPending || pool != nil && pool.Shared {
+			Replicas.delete(tx, r.Name)
+			continue
+		}
+		r.State, r.Reason = api.ReplicaLost, "its node "+node+" was removed; delete the volume, or restore it under another name"
+		Replicas.put(tx, r)
+	}
 }

@@ -25,6 +25,8 @@ var ReportReplica = transition("replica.report", Replicas, func(tx *Tx, in Repli
 	have := Replicas.Get(tx, name)
 	var r api.Replica
 	switch {
+	case have != nil && have.State == api.ReplicaLost:
+		return nil, api.Errorf(api.CodeConflict, "was lost with a node that was removed").On(api.KindReplica, name)
 	case have != nil:
 		r = *have
 	case in.Kind == api.KindImage:

@@ -21,6 +21,9 @@ const (
 	consoleLogMax  = 4 << 20 // bytes; a longer log is cut
 	consoleLogKeep = 1 << 20 // bytes that are left of it
 	drainTimeout   = 500 * time.Millisecond
+	reopenTries    = 5 // in a row, of a stream that ends while the guest goes on
+	reopenPause    = 300 * time.Millisecond
+	reopenTimeout  = 5 * time.Second // of one try
 )
 
 // Console implements plugins.Hypervisor. Output is read from the log that QEMU
@@ -62,19 +65,73 @@ func (h *Hypervisor) Console(ctx context.Context, id string, replay bool) (io.Re
 type console struct {
 	hypervisor *Hypervisor
 	id         string
-	line       *serialLine
 	tail       *tail
 	once       sync.Once
 	closed     chan struct{}
+
+	mu   sync.Mutex
+	line *serialLine // guarded by mu
 }
 
-// watch ends the reading when the guest does, once its last words are read.
+// watch ends the reading when the guest does, once its last words are read. A
+// stream that ends while the guest goes on is opened again: the daemon may drop
+// one for reasons of its own.
 func (k *console) watch() {
+	defer k.tail.finish()
+	for tries := 0; tries < reopenTries; tries++ {
+		line, opened := k.current(), time.Now()
+		select {
+		case <-k.closed:
+			return
+		case <-line.done:
+		}
+		if time.Since(opened) > reopenTimeout {
+			tries = 0
+		}
+		if !k.reopen(line) {
+			return
+		}
+	}
+}
+
+func (k *console) current() *serialLine {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.line
+}
+
+// reopen replaces a line that ended. It reports whether the console goes on.
+func (k *console) reopen(ended *serialLine) bool {
 	select {
 	case <-k.closed:
-	case <-k.line.done:
+		return false
+	case <-time.After(reopenPause):
 	}
-	k.tail.finish()
+	ctx, cancel := context.WithTimeout(context.Background(), reopenTimeout)
+	defer cancel()
+	c, err := k.hypervisor.connect(ctx)
+	if err != nil {
+		return false
+	}
+	f, err := k.hypervisor.look(ctx, c, k.id)
+	if err != nil || f == nil || !f.executing() {
+		return false
+	}
+	line, err := k.hypervisor.takeLine(ctx, f)
+	if err != nil {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	select {
+	case <-k.closed: // Close has let go of the old line, and nobody would of this one
+		k.hypervisor.dropLine(k.id, line)
+		return false
+	default:
+	}
+	k.line = line
+	k.hypervisor.dropLine(k.id, ended)
+	return true
 }
 
 // Read blocks until the guest prints. It returns io.EOF when the guest ended,
@@ -94,16 +151,16 @@ func (k *console) Write(p []byte) (int, error) {
 	select {
 	case <-k.closed:
 		return 0, io.ErrClosedPipe
-	case <-k.line.done:
-		return 0, io.ErrClosedPipe
 	default:
-		return k.line.input.Write(p)
+		return k.current().input.Write(p)
 	}
 }
 
 // Close ends the console; a Read that waits returns.
 func (k *console) Close() error {
 	k.once.Do(func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
 		close(k.closed)
 		k.hypervisor.dropLine(k.id, k.line)
 	})
