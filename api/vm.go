@@ -51,7 +51,7 @@ type VM struct {
 	NICs        []NIC       `json:"nics,omitzero"`
 	CloudInit   *CloudInit  `json:"cloud_init,omitzero"` // seed for the guest (NoCloud); nil: none
 	Placement   Placement   `json:"placement,omitzero"`
-	HA          string      `json:"ha,omitzero"`       // none (default), lease, storage
+	HA          string      `json:"ha,omitzero"`       // none (default), lease, storage; kept, not acted upon yet: an operator moves every VM
 	Priority    int         `json:"priority,omitzero"` // higher first when hosts are scarce; -1000 to 1000
 }
 

@@ -213,7 +213,7 @@ func TestCertificatesAreRenewedWithoutARestart(t *testing.T) {
 		if after.SerialNumber.Cmp(before.SerialNumber) == 0 || bytes.Equal(after.RawSubjectPublicKeyInfo, before.RawSubjectPublicKeyInfo) {
 			t.Fatal("it is the same certificate")
 		}
-		if left := m.RenewAt().Sub(time.Now()); left < 0 {
+		if left := time.Until(m.RenewAt()); left < 0 {
 			t.Fatalf("due again %v ago", -left)
 		}
 	}

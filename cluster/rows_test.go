@@ -39,7 +39,7 @@ func TestRow01HeartbeatsPassTheMainLoop(t *testing.T) {
 		rpc := <-trans.Consumer()
 		rpc.Respond(&raft.AppendEntriesResponse{Term: 7, Success: true}, nil)
 	}()
-	heartbeat := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3, Addr: []byte("x")}, Term: 7, Leader: []byte("x")}
+	heartbeat := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3, Addr: []byte("x")}, Term: 7}
 	var answer raft.AppendEntriesResponse
 	if err := client.AppendEntries("n", trans.LocalAddr(), heartbeat, &answer); err != nil || answer.Term != 7 {
 		t.Fatalf("heartbeat: %+v %v", answer, err)

@@ -75,7 +75,7 @@ vm "web" {
     anti_affinity = { app = "web" } # never two of them on one node
   }
 
-  ha = "lease" # restarted elsewhere when its node is lost
+  ha = "lease" # what shall happen when its node is lost; kept, not acted upon yet
 }
 
 vm "db" {

@@ -1,7 +1,6 @@
 package cluster_test
 
 import (
-	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -163,5 +162,5 @@ func damage(t *testing.T, n *harness.Node, name string) {
 	if err != nil || damaged == 0 {
 		t.Fatalf("damage %s: %d files, %v", name, damaged, err)
 	}
-	t.Log(fmt.Sprintf("%d files of %s damaged", damaged, name))
+	t.Logf("%d files of %s damaged", damaged, name)
 }
