@@ -1,17 +1,29 @@
-// Package agent holds the loops that run on every node: they see in the local
-// replica of the tables what this node has to do, do it through the contracts
-// of package plugins, and propose what became of it.
+// Package agent is what works on the machine of a node: loops that watch the
+// replicated tables and the hypervisor, compute what differs, act, and propose
+// what became of it. The agent never decides where a VM runs, and changes
+// replicated state through Propose only.
 //
-// The agent decides no placement and touches no guest that the tables do not
-// give to this node. Every loop is level triggered: it compares what the
-// tables say with what the machine has and takes the next step, so acting
-// twice is harmless and being killed anywhere is too.
+// Everything is level-triggered: a key ("instance/ID", "replica/NAME", …) is
+// put into one queue whenever something about it may have changed, and the
+// worker that takes it looks at the rows and at the machine as they are then.
+// Acting twice is harmless; being killed anywhere is too.
 //
-// A VM whose power is on is kept running: a guest that crashed or was ended
-// behind our back is started again, with a growing pause while it does not
-// stay up. A guest that powered itself off stays off, since whoever typed
-// "poweroff" meant it; its instance says so, and a start, a restart or any
-// change of the VM starts it again.
+// # What becomes of a guest that ended
+//
+// With the VM's power on, a guest that crashed, or was destroyed outside
+// debvisor, is started again: at once the first time, then after 1, 5, 30 and
+// 60 seconds. A guest that shut itself down from the inside stays off, because
+// whoever typed "poweroff" meant it: its instance shows as stopped, with drift
+// that says so. A start, a restart or any change of the VM starts it again. The
+// rule needs no memory: the guest carries the revision of the VM that it was
+// started from, and nobody touched the VM as long as the row still has it.
+//
+// # What is not done without certainty
+//
+// Until the agent has read the tables through the leader once, it destroys no
+// guest that the tables do not name and deletes no volume: its replica may be
+// older than the machine. Guests of VMs with ha=none that the replica gives to
+// this node are started and stopped without a quorum.
 package agent
 
 import (
@@ -33,218 +45,275 @@ import (
 	"github.com/debvisor/debvisor/plugins"
 )
 
-// Limits and intervals of an agent.
-const (
-	DefaultWorkers  = 16
-	RenewInterval   = 500 * time.Millisecond // between renewals of the node's lease
-	probeInterval   = 15 * time.Second
-	resyncInterval  = time.Minute // everything is looked at again this often
-	proposeTimeout  = 5 * time.Second
-	listInterval    = 50 * time.Millisecond // at least, between two listings of the domains
-	watchInterval   = 10 * time.Millisecond // changes of the tables are gathered for this long
-	stopGrace       = 60 * time.Second      // for a guest to shut down when asked
-	stopGraceSim    = 100 * time.Millisecond
-	retryMin        = 200 * time.Millisecond
-	retryMax        = 30 * time.Second
-	registerRetry   = 500 * time.Millisecond
-	reportedTextMax = api.TextLengthMax
-)
-
-// Cluster is what the agent needs of this node's member of the cluster.
+// Cluster is what the agent needs of the replicated state.
 type Cluster interface {
+	// State is the local replica.
 	State() *fsm.FSM
+	// Propose blocks until the entry was carried out or refused and the local
+	// replica has it, or ctx ends. The error is the outcome's, or says why
+	// nothing is known.
 	Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error)
+	// ReadIndex returns the index that the local replica must reach to be as
+	// new as the cluster was when the call began.
 	ReadIndex(ctx context.Context) (uint64, error)
 }
 
-// Config makes an agent.
+// Config is what an agent is made of.
 type Config struct {
-	ID      string // of the node
-	Name    string
-	DataDir string // pools without a path lie in pools/NAME below it
-	Address string // host:port of the node
+	ID      string // of the node: random, from its data directory
+	Name    string // of the node
+	DataDir string // absolute; pools without a path, and the agent's records, are below it
+	Address string // host:port of the node's one port
 	Version string // of the binary
-	Witness bool   // votes, runs no guests: the plugins may be nil
+	Witness bool   // runs no guests: Hypervisor, Storage, Network and Fetch may be nil
 
 	Cluster    Cluster
 	Hypervisor plugins.Hypervisor
 	Storage    map[string]plugins.Storage // by driver of the pool
 	Network    plugins.Network
 
-	// Fetch reads an image from the node of that name.
+	// Fetch reads an image from another node. The reader fails when the peer
+	// has not sent all.
 	Fetch func(ctx context.Context, node, imageID string) (io.ReadCloser, error)
-	// Renew hands a renewal of this node's lease to the leader.
+	// Renew hands a renewal to the leader and blocks until it is committed.
 	Renew func(ctx context.Context, r fsm.Renewal) error
 
-	Share   int // the machine is shared by this many nodes, each reports its part; 0 and 1: it is this node's alone
-	Workers int // objects worked on at once; 0: DefaultWorkers
-	Logger  hclog.Logger
+	Workers int // objects worked on at a time, not counting those that wait for a guest, a peer or a commit; 0 means 8
+	Timings Timings
+	Logger  hclog.Logger     // nil: silent
+	Clock   func() time.Time // nil: time.Now; its differences must not follow changes of the wall clock
 }
 
-// ErrRemoved is wrapped by what Run returns on a node that was removed from
-// the cluster.
-var ErrRemoved = errors.New("this node was removed from the cluster")
+// Timings are durations that tests shorten. Zero means the default.
+type Timings struct {
+	Renew       time.Duration // between renewals; 500 ms
+	Lease       time.Duration // that a renewal is good for, from when it was sent; 5 s
+	Resync      time.Duration // between looks at every object; 60 s
+	StopGrace   time.Duration // from asking a guest to stop until it is forced; 60 s
+	DeleteGrace time.Duration // the same for the guest of a deleted VM; 5 s
+	Unreachable time.Duration // of the hypervisor, until its guests' instances say so; 5 s
+	SyncWait    time.Duration // for the leader at start, before local knowledge has to do; 15 s
+	Measure     time.Duration // between measurements of machine and pools; 15 s
+}
 
-// Agent runs one node. Make it with New, then call Run once.
+func (t Timings) withDefaults() Timings {
+	for _, f := range []struct {
+		value *time.Duration
+		zero  time.Duration
+	}{
+		{&t.Renew, 500 * time.Millisecond}, {&t.Lease, 5 * time.Second}, {&t.Resync, time.Minute},
+		{&t.StopGrace, time.Minute}, {&t.DeleteGrace, 5 * time.Second}, {&t.Unreachable, 5 * time.Second},
+		{&t.SyncWait, 15 * time.Second}, {&t.Measure, 15 * time.Second},
+	} {
+		if *f.value == 0 {
+			*f.value = f.zero
+		}
+	}
+	return t
+}
+
+const (
+	workersDefault = 8
+	asideMax       = 128             // jobs that wait beside the workers
+	proposeTimeout = 5 * time.Second // for one proposal; it is made again later
+	actTimeout     = 2 * time.Minute // for one call to the hypervisor, its grace not counted
+)
+
+// Errors that end Run for good.
+var (
+	// ErrRemoved is wrapped by what Run returns when the node was removed from
+	// the cluster.
+	ErrRemoved = errors.New("this node is no longer a member")
+	// ErrIdentity is wrapped by what Run returns when another process has
+	// registered with this node's identity.
+	ErrIdentity = errors.New("a second machine or process runs with the identity of this node")
+)
+
+// errUnregistered ends a proposal that needs an epoch while there is none.
+var errUnregistered = errors.New("this node is not registered yet")
+
+// Agent runs the loops of one node.
 type Agent struct {
-	cfg   Config
-	log   hclog.Logger
-	epoch atomic.Uint64 // 0: not registered
-	queue *queue
+	config Config
+	log    hclog.Logger
+	node   nodeState
 
-	domains  *domains
-	memories memories
-	images   singleflight.Group // by pool and image
-	sources  sync.Map           // pool/volume ID to plugins.Source
-	stats    stats
+	queue   *queue
+	slots   chan struct{} // one token for each job that works
+	aside   chan struct{} // one token for each job that waits beside them
+	domains *domains
+	records *records
+	guests  guests
+	brake   brake
+
+	imports singleflight.Group
+	fetches chan struct{} // one token for each image being fetched
+	stored  storedVolumes
+	seen    leftovers
+
+	synced   chan struct{} // closed once the tables were read through the leader
+	syncOnce sync.Once
+	running  atomic.Bool
 }
 
-// stats counts what the agent did, for metrics.
-type stats struct {
-	Starts, Stops, Failures atomic.Uint64
-}
-
-// New makes an agent. It starts nothing. It fails when the Config lacks what
-// every agent needs.
-func New(cfg Config) (*Agent, error) {
-	if cfg.Cluster == nil || cfg.Renew == nil || cfg.ID == "" || cfg.Name == "" {
+// New makes an agent. It reads the records that an earlier one left in the
+// data directory; a damaged one is an error that names the file.
+func New(config Config) (*Agent, error) {
+	if config.Cluster == nil || config.Renew == nil || config.ID == "" || config.Name == "" {
 		return nil, errors.New("agent: identity, name, cluster and renewals are needed")
 	}
-	if cfg.Workers <= 0 {
-		cfg.Workers = DefaultWorkers
+	if !filepath.IsAbs(config.DataDir) {
+		return nil, api.Invalid("data_dir", "is %q", config.DataDir).Allow("an absolute directory")
 	}
-	if cfg.Logger == nil {
-		cfg.Logger = hclog.NewNullLogger()
+	if !config.Witness && (config.Hypervisor == nil || config.Network == nil || config.Fetch == nil) {
+		return nil, errors.New("agent: a node that is no witness needs a hypervisor, a network and peers to fetch from")
 	}
-	a := &Agent{cfg: cfg, log: cfg.Logger}
-	a.domains = newDomains()
-	a.queue = newQueue(cfg.Workers, a.handle)
+	if config.Workers <= 0 {
+		config.Workers = workersDefault
+	}
+	if config.Logger == nil {
+		config.Logger = hclog.NewNullLogger()
+	}
+	if config.Clock == nil {
+		config.Clock = time.Now
+	}
+	config.Timings = config.Timings.withDefaults()
+	a := &Agent{
+		config: config, log: config.Logger, queue: newQueue(), domains: newDomains(),
+		slots: make(chan struct{}, config.Workers), aside: make(chan struct{}, asideMax), fetches: make(chan struct{}, fetchesMax),
+		synced: make(chan struct{}),
+	}
+	a.node.kick = make(chan struct{}, 1)
+	a.node.measure = make(chan struct{}, 1)
+	if config.Witness {
+		return a, nil
+	}
+	records, err := openRecords(filepath.Join(config.DataDir, "guests"))
+	if err != nil {
+		return nil, err
+	}
+	a.records = records
 	return a, nil
 }
 
-// Run registers the node and works until ctx ends, which is no error. It waits
-// for everything it started; guests go on. An error means that this node
-// cannot be part of the cluster: ErrRemoved, or another process has its
-// identity.
+// Run works until ctx ends, and waits for everything that it started; guests
+// go on. It returns nil when ctx ended, and otherwise why this process must
+// end: ErrRemoved or ErrIdentity. It may be called once.
 func (a *Agent) Run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.runNode(ctx) })
-	g.Go(func() error { return a.renew(ctx) })
-	if !a.cfg.Witness {
-		g.Go(func() error { a.queue.run(ctx); return nil })
-		g.Go(func() error { a.watchTables(ctx); return nil })
-		g.Go(func() error { a.watchDomains(ctx); return nil })
-		g.Go(func() error { a.listDomains(ctx); return nil })
-		g.Go(func() error { a.probe(ctx); return nil })
+	if a.running.Swap(true) {
+		return errors.New("agent: runs already")
 	}
-	err := g.Wait()
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		return nil
+	group, ctx := errgroup.WithContext(ctx)
+	loops := []func(context.Context) error{a.keepLease}
+	if !a.config.Witness {
+		loops = append(loops, a.watchDomains, a.follow, a.resync, a.work, a.measureNode)
 	}
-	return err
+	for _, loop := range loops {
+		group.Go(func() error {
+			if err := loop(ctx); err != nil && ctx.Err() == nil {
+				return err
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
-// propose proposes an entry of this node's own and waits a bounded time.
-func (a *Agent) propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) {
-	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
-	defer cancel()
-	e.By = "node:" + a.cfg.Name
-	return a.cfg.Cluster.Propose(ctx, e)
-}
+// view is the local replica as it is now.
+func (a *Agent) view() *fsm.View { return a.config.Cluster.State().Read() }
 
-func (a *Agent) view() *fsm.View { return a.cfg.Cluster.State().Read() }
-
-// pool resolves a pool on this machine.
-func (a *Agent) pool(v *fsm.View, name string) (plugins.PoolSpec, plugins.Storage, error) {
-	p := fsm.Pools.Get(v, name)
-	if p == nil {
-		return plugins.PoolSpec{}, nil, api.Errorf(api.CodeNotFound, "does not exist").On(api.KindPool, name)
-	}
-	return a.resolve(p)
-}
-
-func (a *Agent) resolve(p *api.Pool) (plugins.PoolSpec, plugins.Storage, error) {
-	storage := a.cfg.Storage[p.Driver]
-	if storage == nil {
-		return plugins.PoolSpec{}, nil, api.Errorf(api.CodeUnavailable, "this node has no driver %q", p.Driver).On(api.KindPool, p.Name)
-	}
-	if !p.On(a.cfg.Name) {
-		return plugins.PoolSpec{}, nil, api.Errorf(api.CodeUnavailable, "is not on node %s", a.cfg.Name).On(api.KindPool, p.Name)
-	}
-	path := p.Path
-	if path == "" {
-		path = filepath.Join(a.cfg.DataDir, "pools", p.Name)
-	}
-	return plugins.PoolSpec{Name: p.Name, Path: path, ReserveBytes: p.ReserveBytes}, storage, nil
-}
-
-// Console opens the serial console of a guest that runs on this node, with
-// what its log kept first if replay is true. Closing it ends it.
-func (a *Agent) Console(ctx context.Context, vmID string, replay bool) (io.ReadWriteCloser, error) {
-	if a.cfg.Witness {
-		return nil, api.Errorf(api.CodeNotFound, "a witness runs no guests").On(api.KindInstance, vmID)
-	}
-	if i := fsm.Instances.Get(a.view(), vmID); i == nil || i.Owner != a.cfg.Name {
-		return nil, api.Errorf(api.CodeNotFound, "does not run on node %s", a.cfg.Name).On(api.KindInstance, vmID)
-	}
-	return a.cfg.Hypervisor.Console(ctx, vmID, replay)
-}
-
-// reason is a failure as a person reads it in a row: one line, bounded.
-func reason(err error) string {
-	if err == nil {
-		return ""
-	}
-	return api.CleanText(err.Error(), reportedTextMax)
-}
-
-// final reports whether the tables have moved on, so that repeating a proposal
-// makes no sense.
-func final(err error) bool {
-	switch api.CodeOf(err) {
-	case api.CodeConflict, api.CodeNotFound, api.CodeInvalid, api.CodeForbidden:
-		return true
-	}
-	return false
-}
-
-// pause is the wait before the next attempt after that many failures.
-func pause(failures int) time.Duration {
-	d := retryMin
-	for range min(failures, 10) {
-		d *= 2
-	}
-	return min(d, retryMax)
-}
-
-func wait(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
+// isSynced reports whether the tables were read through the leader.
+func (a *Agent) isSynced() bool {
 	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
+	case <-a.synced:
+		return true
+	default:
+		return false
 	}
 }
 
-// key names an object in the queue.
-type key struct{ kind, name string }
+// propose proposes and never blocks longer than proposeTimeout. While there
+// seems to be no quorum it fails at once.
+func (a *Agent) propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) {
+	state := a.config.Cluster.State()
+	if !a.brake.open(a.config.Clock(), state.Index()) {
+		return fsm.Outcome{}, api.Errorf(api.CodeNoLeader, "nothing can be committed at present")
+	}
+	within, cancel := context.WithTimeout(ctx, proposeTimeout)
+	defer cancel()
+	e.By = a.principal()
+	out, err := a.config.Cluster.Propose(within, e)
+	if err == nil && out.Err != nil {
+		err = out.Err
+	}
+	if undecided(err) && ctx.Err() == nil {
+		a.brake.pull(a.config.Clock(), state.Index())
+	}
+	if err != nil {
+		return out, &proposeError{op: e.Op, err: err}
+	}
+	return out, nil
+}
 
-// handle takes the next step for one object.
-func (a *Agent) handle(ctx context.Context, k key) (again time.Duration, err error) {
-	if a.epoch.Load() == 0 {
-		return registerRetry, nil
+// principal is in whose name this node proposes; the leader checks it against
+// the node's certificate.
+func (a *Agent) principal() string { return "node:" + a.config.Name }
+
+// undecided reports whether the cluster gave no answer.
+func undecided(err error) bool {
+	switch api.CodeOf(err) {
+	case "", api.CodeInvalid, api.CodeNotFound, api.CodeConflict, api.CodeForbidden, api.CodeLimit:
+		return false
 	}
-	switch k.kind {
-	case api.KindInstance:
-		return a.reconcileInstance(ctx, k.name)
-	case api.KindReplica:
-		return a.reconcileReplica(ctx, k.name)
-	case api.KindNetwork:
-		return 0, a.reconcileNetworks(ctx)
-	case api.KindTask:
-		return 0, a.failTask(ctx, k.name)
+	return true
+}
+
+// proposeError is a proposal that was refused or not answered.
+type proposeError struct {
+	op  string
+	err error
+}
+
+// Error implements error.
+func (p *proposeError) Error() string { return fmt.Sprintf("propose %s: %v", p.op, p.err) }
+
+// Unwrap implements the interface of package errors.
+func (p *proposeError) Unwrap() error { return p.err }
+
+// brake keeps jobs from waiting for a quorum one after the other.
+type brake struct {
+	mu     sync.Mutex // guards below
+	pulled time.Time
+	index  uint64
+}
+
+const brakeTime = 2 * time.Second
+
+// open reports whether a proposal has a chance: nothing failed lately, or
+// something was committed since.
+func (b *brake) open(now time.Time, index uint64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pulled.IsZero() || now.Sub(b.pulled) >= brakeTime || index > b.index
+}
+
+func (b *brake) pull(now time.Time, index uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.pulled, b.index = now, index
+}
+
+// apart runs f without holding up the workers: for waits that use nothing of
+// the machine. Only a job calls it.
+func (a *Agent) apart(f func()) {
+	select {
+	case a.aside <- struct{}{}:
+	default: // too many wait already: wait in the worker's place
+		f()
+		return
 	}
-	return 0, fmt.Errorf("no loop for %s", k.kind)
+	<-a.slots
+	f()
+	a.slots <- struct{}{}
+	<-a.aside
 }

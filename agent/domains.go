@@ -2,249 +2,324 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/debvisor/debvisor/api"
+	"github.com/debvisor/debvisor/fsm"
 	"github.com/debvisor/debvisor/plugins"
 )
 
-// domains is the last listing of this node's guests. A listing is made when
-// the hypervisor hints at a change and after every action, never by polling.
+const (
+	listTimeout     = 15 * time.Second
+	listEvery       = 30 * time.Second       // without a hint
+	listPauseMax    = 500 * time.Millisecond // between listings: at most this, at least three times what one took
+	reconnectMin    = 250 * time.Millisecond
+	reconnectMax    = 5 * time.Second
+	eventsMergeTime = 20 * time.Millisecond // hints that come together cause one listing
+)
+
+// domains is what the hypervisor listed last.
 type domains struct {
-	mu      sync.Mutex // guards all below
-	byID    map[string]plugins.Domain
-	seq     uint64        // number of the listing; 0: none yet
-	asked   uint64        // a listing with at least this number is wanted
-	listing bool          // one is under way
-	err     error         // why the last attempt failed
-	wanted  chan struct{} // of capacity 1
-	probe   chan struct{} // of capacity 1: the hypervisor came or went
-	call    []func()      // after the listing that is wanted
+	mu      sync.Mutex // guards all below but kick
+	list    map[string]plugins.Domain
+	probe   plugins.Probe
+	lost    error     // why it cannot be reached; nil: it can
+	lostAt  time.Time // since when
+	begun   uint64    // listings begun
+	ended   uint64    // number of the last listing that succeeded
+	changed chan struct{}
+	kick    chan struct{} // holds a token while somebody waits for a listing
 }
 
 func newDomains() *domains {
-	return &domains{byID: map[string]plugins.Domain{}, wanted: make(chan struct{}, 1), probe: make(chan struct{}, 1)}
+	return &domains{lost: errors.New("it was not asked yet"), changed: make(chan struct{}), kick: make(chan struct{}, 1)}
 }
 
-// want asks for a listing that begins after now and returns its number.
-func (d *domains) want() uint64 {
+// find returns the domain as last listed; ok is false when there is none, err
+// says that the hypervisor cannot be reached.
+func (d *domains) find(id string) (found plugins.Domain, ok bool, err error) {
 	d.mu.Lock()
-	next := d.seq + 1
-	if d.listing {
-		next++ // the one under way began before now
+	defer d.mu.Unlock()
+	if d.lost != nil {
+		return found, false, d.lost
 	}
-	d.asked = max(d.asked, next)
-	seq := d.asked
+	found, ok = d.list[id]
+	return found, ok, nil
+}
+
+// all is every domain as last listed.
+func (d *domains) all() ([]plugins.Domain, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lost != nil {
+		return nil, d.lost
+	}
+	out := make([]plugins.Domain, 0, len(d.list))
+	for _, found := range d.list {
+		out = append(out, found)
+	}
+	return out, nil
+}
+
+// machine is what the hypervisor said of the machine, and why it cannot be
+// reached since.
+func (d *domains) machine() (plugins.Probe, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.probe, d.lost
+}
+
+// lostFor is how long the hypervisor cannot be reached; 0: it can, or was
+// never asked.
+func (d *domains) lostFor(now time.Time) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.lost == nil || d.lostAt.IsZero() {
+		return 0
+	}
+	return now.Sub(d.lostAt)
+}
+
+// want asks for a listing, without waiting.
+func (d *domains) want() {
+	select {
+	case d.kick <- struct{}{}:
+	default:
+	}
+}
+
+// listAgain lists when to list after a connection was made: a daemon that has
+// just come back may find out later, and without a hint, that a guest ended.
+func listAgain() []time.Duration {
+	return []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second}
+}
+
+// fresh blocks until a listing that began after the call is there.
+func (d *domains) fresh(ctx context.Context) error {
+	d.mu.Lock()
+	want := d.begun + 1
 	d.mu.Unlock()
-	select {
-	case d.wanted <- struct{}{}:
-	default:
-	}
-	return seq
-}
-
-// after calls once the next wanted listing is there, or has failed.
-func (d *domains) after(call func()) {
-	d.mu.Lock()
-	d.call = append(d.call, call)
-	d.mu.Unlock()
-	d.want()
-}
-
-// callbacks takes the calls that are due.
-func (d *domains) callbacks() []func() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.seq < d.asked && d.err == nil {
-		return nil
-	}
-	due := d.call
-	d.call = nil
-	return due
-}
-
-func (d *domains) reprobe() {
-	select {
-	case d.probe <- struct{}{}:
-	default:
-	}
-}
-
-// again repeats the request for a listing that is wanted already.
-func (d *domains) again() {
-	select {
-	case d.wanted <- struct{}{}:
-	default:
-	}
-}
-
-// begin notes that a listing is under way.
-func (d *domains) begin() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.listing = true
-}
-
-// get is the domain in the last listing. ok is false while there is none, or
-// only one before the number after.
-func (d *domains) get(id string, after uint64) (dom plugins.Domain, exists, ok bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.seq == 0 || d.seq < after || d.err != nil {
-		return plugins.Domain{}, false, false
-	}
-	dom, exists = d.byID[id]
-	return dom, exists, true
-}
-
-// store takes a listing and returns the IDs of what differs from the one before.
-func (d *domains) store(list []plugins.Domain) (changed []string, more bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	byID := make(map[string]plugins.Domain, len(list))
-	for _, dom := range list {
-		byID[dom.ID] = dom
-		if old, ok := d.byID[dom.ID]; !ok || !sameDomain(old, dom) || d.err != nil {
-			changed = append(changed, dom.ID)
+	for {
+		d.want()
+		d.mu.Lock()
+		lost, done, changed := d.lost, d.ended >= want, d.changed
+		d.mu.Unlock()
+		if lost != nil {
+			return lost
+		}
+		if done {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
 		}
 	}
-	for id := range d.byID {
-		if _, ok := byID[id]; !ok {
-			changed = append(changed, id)
+}
+
+func (d *domains) begin() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.begun++
+	return d.begun
+}
+
+// end publishes a listing and returns the IDs of what changed. After an
+// outage that is everything.
+func (d *domains) end(number uint64, listed []plugins.Domain) []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old, back := d.list, d.lost != nil
+	d.list = make(map[string]plugins.Domain, len(listed))
+	var changed []string
+	for _, now := range listed {
+		d.list[now.ID] = now
+		if before, ok := old[now.ID]; !ok || back || !sameDomain(before, now) {
+			changed = append(changed, now.ID)
 		}
+		delete(old, now.ID)
 	}
-	d.byID, d.err, d.listing = byID, nil, false
-	d.seq++
-	return changed, d.seq < d.asked
+	for id := range old {
+		changed = append(changed, id)
+	}
+	d.ended, d.lost, d.lostAt = number, nil, time.Time{}
+	d.broadcast()
+	return changed
 }
 
-func (d *domains) fail(err error) (first bool) {
+func (d *domains) lose(err error, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	first = d.err == nil
-	d.err, d.listing = err, false
-	return first
+	if d.lost == nil || d.lostAt.IsZero() {
+		d.lostAt = now
+	}
+	d.lost = err
+	d.broadcast()
 }
 
-// state is the error of the last listing.
-func (d *domains) state() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.seq == 0 && d.err == nil {
-		return api.Errorf(api.CodeUnavailable, "the hypervisor has not answered yet")
-	}
-	return d.err
-}
-
-// ids are those of all domains of the last listing.
-func (d *domains) ids() []string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	out := make([]string, 0, len(d.byID))
-	for id := range d.byID {
-		out = append(out, id)
-	}
-	return out
+func (d *domains) broadcast() {
+	close(d.changed)
+	d.changed = make(chan struct{})
 }
 
 func sameDomain(a, b plugins.Domain) bool {
-	return a.Gen == b.Gen && a.SpecRevision == b.SpecRevision && a.State == b.State && a.Reason == b.Reason &&
-		a.StartedAt.Equal(b.StartedAt) && a.Acceleration == b.Acceleration && equal(a.Addresses, b.Addresses) && equal(a.Drift, b.Drift)
+	return a.Gen == b.Gen && a.SpecRevision == b.SpecRevision && a.State == b.State && a.Reason == b.Reason && a.Name == b.Name &&
+		a.StartedAt.Equal(b.StartedAt) && a.Acceleration == b.Acceleration &&
+		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Drift, b.Drift)
 }
 
-func equal(a, b []string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
+// executing reports whether the guest of the domain may write to its disks.
+func executing(d plugins.Domain) bool {
+	return d.State == api.InstanceRunning || d.State == api.InstancePaused
+}
+
+// watchDomains keeps the list of domains as new as the hypervisor's hints, and
+// connects again when the connection breaks. Guests are not touched by that.
+func (a *Agent) watchDomains(ctx context.Context) error {
+	pause := reconnectMin
+	for ctx.Err() == nil {
+		began := a.config.Clock()
+		err := a.listDomains(ctx)
+		if ctx.Err() != nil {
+			return nil
 		}
+		if _, before := a.domains.machine(); before == nil || before.Error() != err.Error() {
+			a.log.Warn("hypervisor cannot be reached", "error", err)
+		}
+		a.domains.lose(err, a.config.Clock())
+		a.remeasure()
+		if a.config.Clock().Sub(began) > reconnectMax {
+			pause = reconnectMin
+		}
+		if left := a.config.Timings.Unreachable - a.domains.lostFor(a.config.Clock()); left > 0 {
+			pause = min(pause, left)
+		} else {
+			a.addOwned(a.view())
+		}
+		if !wait(ctx, pause) {
+			return nil
+		}
+		pause = min(2*pause, reconnectMax)
 	}
-	return true
+	return nil
 }
 
-// listDomains makes the listings that are wanted and marks what changed.
-func (a *Agent) listDomains(ctx context.Context) {
-	a.domains.want()
-	failures := 0
-	for {
+// wait blocks for the duration and reports whether ctx goes on.
+func wait(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// listDomains lists until the connection breaks, and returns why.
+func (a *Agent) listDomains(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := a.probe(ctx); err != nil {
+		return err
+	}
+	events, err := a.config.Hypervisor.Events(ctx)
+	if err != nil {
+		return fmt.Errorf("follow the hypervisor's events: %w", err)
+	}
+	defer func() {
+		cancel()
+		for range events { // until the adapter's goroutine has ended
+		}
+	}()
+	ticker := time.NewTicker(listEvery)
+	defer ticker.Stop()
+	for _, after := range listAgain() {
+		defer time.AfterFunc(after, a.domains.want).Stop()
+	}
+	for first := true; ; first = false {
+		took, err := a.list(ctx, first)
+		if err != nil {
+			return err
+		}
+		if !wait(ctx, min(3*took, listPauseMax)) {
+			return ctx.Err()
+		}
 		select {
 		case <-ctx.Done():
-			return
-		case <-a.domains.wanted:
+			return ctx.Err()
+		case _, ok := <-events:
+			if !ok {
+				return api.Errorf(api.CodeUnavailable, "the connection to the hypervisor broke")
+			}
+			wait(ctx, eventsMergeTime)
+			drain(events)
+		case <-a.domains.kick:
+		case <-ticker.C:
+			if err := a.probe(ctx); err != nil {
+				return err
+			}
 		}
-		a.domains.begin()
-		list, err := a.cfg.Hypervisor.Domains(ctx)
-		if err != nil {
-			if ctx.Err() != nil {
+	}
+}
+
+// drain takes the hints that have come already. What comes later causes
+// another listing.
+func drain(events <-chan plugins.Event) {
+	for range eventsDrainMax {
+		select {
+		case _, ok := <-events:
+			if !ok {
 				return
 			}
-			if a.domains.fail(err) {
-				a.log.Warn("the hypervisor does not answer", "error", err)
-				a.domains.reprobe()
-				a.markAll()
-			}
-			failures++
-			if wait(ctx, min(pause(failures), 5*time.Second)) != nil {
-				return
-			}
-			a.domains.want()
-			continue
-		}
-		if failures > 0 {
-			a.log.Info("the hypervisor answers again")
-			a.domains.reprobe()
-			a.markAll()
-		}
-		failures = 0
-		changed, more := a.domains.store(list)
-		for _, id := range changed {
-			a.queue.add(key{api.KindInstance, id})
-		}
-		for _, call := range a.domains.callbacks() {
-			call()
-		}
-		if more {
-			a.domains.again()
-		}
-		if wait(ctx, listInterval) != nil {
+		default:
 			return
 		}
 	}
 }
 
-// watchDomains turns the hypervisor's hints into listings, and connects again
-// when the hints end.
-func (a *Agent) watchDomains(ctx context.Context) {
-	failures := 0
-	for ctx.Err() == nil {
-		events, err := a.cfg.Hypervisor.Events(ctx)
-		if err == nil {
-			failures = 0
-			a.domains.want()
-			again := a.listAgain()
-			for range events {
-				a.domains.want()
-			}
-			for _, t := range again {
-				t.Stop()
-			}
-			a.domains.want()
-		}
-		failures++
-		if wait(ctx, min(pause(failures), 5*time.Second)) != nil {
-			return
-		}
+const eventsDrainMax = 4096
+
+func (a *Agent) probe(ctx context.Context) error {
+	within, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	probe, err := a.config.Hypervisor.Probe(within)
+	if err != nil {
+		return fmt.Errorf("ask the hypervisor: %w", err)
 	}
+	a.domains.mu.Lock()
+	a.domains.probe = probe
+	a.domains.mu.Unlock()
+	return nil
 }
 
-// listAgain lists soon after a connection was made: a daemon that has just come
-// back may find out later, and without a hint, that a guest has ended.
-func (a *Agent) listAgain() (timers []*time.Timer) {
-	for _, after := range []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second} {
-		timers = append(timers, time.AfterFunc(after, func() { a.domains.want() }))
+func (a *Agent) list(ctx context.Context, first bool) (time.Duration, error) {
+	began, number := a.config.Clock(), a.domains.begin()
+	within, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	listed, err := a.config.Hypervisor.Domains(within)
+	if err != nil {
+		return 0, fmt.Errorf("list domains: %w", err)
 	}
-	return timers
+	for _, id := range a.domains.end(number, listed) {
+		a.queue.add(keyInstance + id)
+	}
+	if first {
+		a.log.Info("hypervisor reached", "domains", len(listed))
+		a.remeasure()
+		a.addOwned(a.view())
+	}
+	return a.config.Clock().Sub(began), nil
+}
+
+// addOwned asks for a look at every instance of this node.
+func (a *Agent) addOwned(view *fsm.View) {
+	for i := range fsm.Instances.By(view, "owner", a.config.Name) {
+		a.queue.add(keyInstance + i.Name)
+	}
 }

@@ -3,121 +3,197 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"sync"
+	"time"
 
 	"github.com/debvisor/debvisor/api"
 	"github.com/debvisor/debvisor/fsm"
 	"github.com/debvisor/debvisor/plugins"
 )
 
-// ImportImage stores the bytes of a catalogued image on this node, verified,
-// and makes the copy known. It blocks until r is read.
+const (
+	fetchesMax   = 4                // images that this node fetches at a time
+	fetchSilence = 30 * time.Second // after which a peer that sends nothing is given up
+)
+
+// ImportImage stores an uploaded image in this node's pool "local", verified
+// against its catalogue entry, and tells the cluster. An image that is there
+// already is not read. It blocks until the bytes are durable; the error says
+// what is wrong with the image, or that the cluster was not told yet.
 func (a *Agent) ImportImage(ctx context.Context, image *api.Image, r io.Reader) error {
-	if a.cfg.Witness {
-		return api.Errorf(api.CodeUnavailable, "a witness stores no images").Do("use another node")
+	if a.config.Witness {
+		return api.Errorf(api.CodeUnavailable, "a witness stores no images").Do("upload through another node")
 	}
-	v := a.view()
-	pool, storage, err := a.pool(v, fsm.DefaultPool)
+	storage, spec, err := a.pool(a.view(), fsm.DefaultPool)
 	if err != nil {
 		return err
 	}
-	stored, err := storage.ImportImage(ctx, pool, imageSpec(image), r)
+	stored, err := storage.ImportImage(ctx, spec, imageSpec(image), r)
 	if err != nil {
+		return fmt.Errorf("store image: %w", err)
+	}
+	if err := a.reportImage(ctx, image, fsm.DefaultPool, stored); err != nil {
+		a.queue.add(keyPools) // which reports it later
 		return err
 	}
-	return a.reportImage(ctx, image, pool.Name, stored)
+	return nil
+}
+
+// OpenImage reads an image that this node has, from whichever pool. It is
+// CodeNotFound when there is none. The caller closes it.
+func (a *Agent) OpenImage(ctx context.Context, imageID string) (io.ReadCloser, error) {
+	view := a.view()
+	missing := api.Errorf(api.CodeNotFound, "is not on node %s", a.config.Name).On(api.KindImage, imageID)
+	for p := range fsm.Pools.All(view) {
+		storage, spec, err := a.pool(view, p.Name)
+		if err != nil {
+			continue
+		}
+		r, err := storage.OpenImage(ctx, spec, imageID)
+		if err == nil || api.CodeOf(err) != api.CodeNotFound {
+			return r, err
+		}
+	}
+	return nil, missing
 }
 
 func imageSpec(image *api.Image) plugins.ImageSpec {
 	return plugins.ImageSpec{ID: image.ID, Format: image.Format, SHA256: image.SHA256, SizeBytes: image.SizeBytes}
 }
 
+// reportImage tells the cluster that this node has a copy, unless it knows.
 func (a *Agent) reportImage(ctx context.Context, image *api.Image, pool string, stored plugins.Stored) error {
-	have := fsm.Replicas.Get(a.view(), api.ReplicaName(image.ID, a.cfg.Name))
-	if have != nil && have.State == api.ReplicaReady {
+	have := fsm.Replicas.Get(a.view(), api.ReplicaName(image.ID, a.config.Name))
+	if have != nil && (have.State == api.ReplicaReady || have.Delete) {
 		return nil
 	}
-	_, err := a.propose(ctx, fsm.ReportReplica.Entry(fsm.ReplicaReport{Kind: api.KindImage, OfID: image.ID, Node: a.cfg.Name, Epoch: a.epoch.Load(),
-		Pool: pool, State: api.ReplicaReady, SizeBytes: stored.SizeBytes, UsedBytes: stored.UsedBytes}))
+	epoch := a.epoch()
+	if epoch == 0 {
+		return errUnregistered
+	}
+	_, err := a.propose(ctx, fsm.ReportReplica.Entry(fsm.ReplicaReport{
+		Kind: api.KindImage, OfID: image.ID, Node: a.config.Name, Epoch: epoch, Pool: pool,
+		State: api.ReplicaReady, SizeBytes: stored.SizeBytes, UsedBytes: stored.UsedBytes,
+	}))
 	return err
 }
 
-// OpenImage reads a copy of an image that this node has, for a peer.
-func (a *Agent) OpenImage(ctx context.Context, imageID string) (io.ReadCloser, error) {
-	v := a.view()
-	r := fsm.Replicas.Get(v, api.ReplicaName(imageID, a.cfg.Name))
-	if r == nil || r.Kind != api.KindImage || r.State != api.ReplicaReady {
-		return nil, api.Errorf(api.CodeNotFound, "is not on node %s", a.cfg.Name).On(api.KindImage, imageID)
-	}
-	pool, storage, err := a.pool(v, r.Pool)
-	if err != nil {
-		return nil, err
-	}
-	return storage.OpenImage(ctx, pool, imageID)
-}
-
-// ensureImage brings the image into the pool on this machine: from another
-// pool of this node, else from a peer, once however many ask at the same time.
-func (a *Agent) ensureImage(ctx context.Context, v *fsm.View, poolName string, image *api.Image) (plugins.Stored, error) {
-	pool, storage, err := a.pool(v, poolName)
-	if err != nil {
-		return plugins.Stored{}, err
-	}
-	got, err, _ := a.images.Do(poolName+"/"+image.ID, func() (any, error) {
-		list, err := storage.List(ctx, pool)
-		if err != nil {
-			return plugins.Stored{}, err
+// ensureImage brings the image into the pool, from this node's other pools or
+// from a peer. Jobs that want the same one wait for the same import. Only a
+// job calls it; it waits beside the workers.
+func (a *Agent) ensureImage(ctx context.Context, image *api.Image, pool string) (plugins.Stored, error) {
+	var stored plugins.Stored
+	var err error
+	a.apart(func() {
+		var out any
+		out, err, _ = a.imports.Do(pool+"/"+image.ID, func() (any, error) { return a.importImage(ctx, image, pool) })
+		if err == nil {
+			stored = out.(plugins.Stored)
 		}
-		for _, s := range list {
-			if s.Kind == api.KindImage && s.ID == image.ID {
-				return s, nil
-			}
-		}
-		return a.copyImage(ctx, v, pool, storage, image)
 	})
-	stored, _ := got.(plugins.Stored)
 	return stored, err
 }
 
-// copyImage tries every copy that is known, this node's own first.
-func (a *Agent) copyImage(ctx context.Context, v *fsm.View, pool plugins.PoolSpec, storage plugins.Storage, image *api.Image) (plugins.Stored, error) {
-	var nodes []string
-	for r := range fsm.Replicas.By(v, "of_id", image.ID) {
-		if r.State != api.ReplicaReady {
-			continue
-		}
-		if r.Node == a.cfg.Name {
-			nodes = append([]string{r.Node}, nodes...)
-		} else {
-			nodes = append(nodes, r.Node)
-		}
+func (a *Agent) importImage(ctx context.Context, image *api.Image, pool string) (plugins.Stored, error) {
+	storage, spec, err := a.pool(a.view(), pool)
+	if err != nil {
+		return plugins.Stored{}, err
 	}
-	key := api.Key(image.Tenant, image.Name)
-	if len(nodes) == 0 {
-		return plugins.Stored{}, api.Errorf(api.CodeUnavailable, "no node has its content yet").On(api.KindImage, key).
-			Do("upload it with: debvisor image create %s --file FILE", image.Name)
+	select {
+	case a.fetches <- struct{}{}:
+		defer func() { <-a.fetches }()
+	case <-ctx.Done():
+		return plugins.Stored{}, ctx.Err()
 	}
-	var failed error
-	for _, node := range nodes {
-		stored, err := a.copyFrom(ctx, node, pool, storage, image)
+	none := api.Errorf(api.CodeUnavailable, "no node that is up has a copy").On(api.KindImage, api.Key(image.Tenant, image.Name)).
+		Do("upload it, or bring a node back that has it")
+	var failed error = none
+	for _, source := range a.imageSources(image.ID) {
+		lazy := &lazyReader{open: func() (io.ReadCloser, error) { return source.open(ctx) }}
+		stored, err := storage.ImportImage(ctx, spec, imageSpec(image), lazy)
+		lazy.close()
 		if err == nil {
-			a.log.Info("image copied", "image", key, "from", node)
-			return stored, a.reportImage(ctx, image, pool.Name, stored)
+			return stored, a.imported(ctx, image, pool, stored, lazy.opened, source.name)
 		}
-		failed = errors.Join(failed, err)
+		if ctx.Err() != nil {
+			return plugins.Stored{}, ctx.Err()
+		}
+		if source.name != a.config.Name || api.CodeOf(err) != api.CodeNotFound {
+			failed = fmt.Errorf("image from %s: %w", source.name, err)
+		}
+		a.log.Debug("image not fetched", "image", image.ID, "from", source.name, "error", err)
 	}
 	return plugins.Stored{}, failed
 }
 
-func (a *Agent) copyFrom(ctx context.Context, node string, pool plugins.PoolSpec, storage plugins.Storage, image *api.Image) (plugins.Stored, error) {
-	open := func() (io.ReadCloser, error) { return a.cfg.Fetch(ctx, node, image.ID) }
-	if node == a.cfg.Name {
-		open = func() (io.ReadCloser, error) { return a.OpenImage(ctx, image.ID) }
+func (a *Agent) imported(ctx context.Context, image *api.Image, pool string, stored plugins.Stored, fetched bool, from string) error {
+	if fetched {
+		a.log.Info("image fetched", "image", api.Key(image.Tenant, image.Name), "from", from, "pool", pool, "bytes", image.SizeBytes)
 	}
-	r, err := open()
-	if err != nil {
-		return plugins.Stored{}, err
+	if err := a.reportImage(ctx, image, pool, stored); err != nil && ctx.Err() == nil {
+		a.queue.add(keyPools) // which reports it later
 	}
-	defer r.Close()
-	return storage.ImportImage(ctx, pool, imageSpec(image), r)
+	return nil
+}
+
+type imageSource struct {
+	name string
+	open func(ctx context.Context) (io.ReadCloser, error)
+}
+
+// imageSources lists where the image can be read: here first, then on live
+// peers, beginning with a different one on each node.
+func (a *Agent) imageSources(id string) []imageSource {
+	view := a.view()
+	var before, after []imageSource
+	for r := range fsm.Replicas.By(view, "of_id", id) {
+		peer := fsm.Nodes.Get(view, r.Node)
+		if r.Node == a.config.Name || r.Delete || r.State != api.ReplicaReady || peer == nil || peer.Lease != api.NodeLive {
+			continue
+		}
+		node := r.Node
+		source := imageSource{name: node, open: func(ctx context.Context) (io.ReadCloser, error) { return a.config.Fetch(ctx, node, id) }}
+		if node < a.config.Name {
+			before = append(before, source)
+		} else {
+			after = append(after, source)
+		}
+	}
+	here := imageSource{name: a.config.Name, open: func(ctx context.Context) (io.ReadCloser, error) { return a.OpenImage(ctx, id) }}
+	return append(append([]imageSource{here}, after...), before...)
+}
+
+// lazyReader opens its source at the first Read, and gives it up when it is
+// silent for long.
+type lazyReader struct {
+	open   func() (io.ReadCloser, error)
+	opened bool
+	source io.ReadCloser
+	err    error
+	once   sync.Once
+}
+
+// Read implements io.Reader.
+func (l *lazyReader) Read(p []byte) (int, error) {
+	if !l.opened {
+		l.opened = true
+		l.source, l.err = l.open()
+	}
+	if l.err != nil {
+		return 0, l.err
+	}
+	silent := time.AfterFunc(fetchSilence, l.close)
+	n, err := l.source.Read(p)
+	if !silent.Stop() && err != nil && !errors.Is(err, io.EOF) {
+		err = api.Errorf(api.CodeUnavailable, "the peer sent nothing for %v", fetchSilence)
+	}
+	return n, err
+}
+
+func (l *lazyReader) close() {
+	if l.source != nil {
+		l.once.Do(func() { _ = l.source.Close() }) // it was only read
+	}
 }

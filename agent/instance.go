@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"sync"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/debvisor/debvisor/api"
@@ -11,322 +13,409 @@ import (
 	"github.com/debvisor/debvisor/plugins"
 )
 
-// memory is what the agent remembers of an instance between two steps. Losing
-// it costs a listing, nothing else.
-type memory struct {
-	after    uint64    // number of the listing that shows what the last action did
-	starts   int       // in a row, of guests that ended by themselves soon after
-	startAt  time.Time // of the last start
-	notUntil time.Time // pause before the next start
+// What instances say of themselves.
+const (
+	unreachablePrefix = "the hypervisor cannot be reached: "
+	driftSelfOff      = "power: the guest shut itself down, wanted on; it stays off until it is started with: debvisor vm start"
+	driftPaused       = "state: paused outside debvisor, wanted running; resume it there, or restart the VM"
+	reasonShutdown    = "shutdown" // as every hypervisor names a guest's own end
+)
+
+// sight is one VM as it is at one look: the rows and the domain.
+type sight struct {
+	id     string
+	view   *fsm.View
+	row    *api.Instance
+	vm     *api.VM
+	domain plugins.Domain
+	here   bool // there is a domain
+	guest  *guest
 }
 
-// memories are those of all instances.
-type memories struct {
-	mu   sync.Mutex // guards byID; each memory is its worker's alone
-	byID map[string]*memory
+func (s *sight) executing() bool { return s.here && executing(s.domain) }
+
+// look reads the rows and the last listing. err says that the hypervisor
+// cannot be reached.
+func (a *Agent) look(id string) (*sight, error) {
+	s := &sight{id: id, view: a.view()}
+	s.row = fsm.Instances.Get(s.view, id)
+	s.vm = vmByID(s.view, id)
+	var err error
+	s.domain, s.here, err = a.domains.find(id)
+	return s, err
 }
 
-func (m *memories) of(id string) *memory {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.byID == nil {
-		m.byID = map[string]*memory{}
-	}
-	if m.byID[id] == nil {
-		m.byID[id] = &memory{}
-	}
-	return m.byID[id]
-}
-
-func (m *memories) forget(id string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.byID, id)
-}
-
-// steadyRun is how long a guest must have run for its end to count as the
-// first in a row.
-const steadyRun = time.Minute
-
-// step is one look at one instance: what the tables say, what the machine has.
-type step struct {
-	a        *Agent
-	v        *fsm.View
-	id       string
-	memory   *memory
-	instance *api.Instance // nil: the tables give this node nothing
-	vm       *api.VM       // nil: deleted
-	task     *api.Task     // that waits for this instance, or nil
-	domain   plugins.Domain
-	exists   bool
-}
-
-// reconcileInstance takes the next step for one guest.
-func (a *Agent) reconcileInstance(ctx context.Context, id string) (again time.Duration, err error) {
-	s := &step{a: a, v: a.view(), id: id, memory: a.memories.of(id)}
-	if i := fsm.Instances.Get(s.v, id); i != nil && i.Owner == a.cfg.Name {
-		s.instance = i
-		for vm := range fsm.VMs.By(s.v, "id_of", id) {
-			s.vm = vm
-		}
-	}
-	var ok bool
-	if s.domain, s.exists, ok = a.domains.get(id, s.memory.after); !ok {
-		return 0, s.unreachable(ctx)
-	}
-	if s.instance == nil || s.vm == nil {
-		return 0, s.clear(ctx)
-	}
-	s.task = s.findTask()
-	if s.exists && s.executing() && s.domain.Gen != s.instance.Gen {
-		a.log.Warn("a guest of a former assignment is ended", "vm", s.vm.Name, "gen", s.domain.Gen, "want", s.instance.Gen)
-		return 0, s.act(a.cfg.Hypervisor.Stop(ctx, id, 0))
-	}
-	if s.task != nil {
-		return 0, s.carryOut(ctx)
-	}
-	if !s.vm.On() {
-		return 0, s.off(ctx)
-	}
-	return s.on(ctx)
-}
-
-func (s *step) executing() bool {
-	return s.exists && (s.domain.State == api.InstanceRunning || s.domain.State == api.InstancePaused)
-}
-
-// act notes that the machine was changed: the next step waits for a listing
-// that shows it, which marks the instance.
-func (s *step) act(err error) error {
-	s.memory.after = s.a.domains.want()
-	if err != nil {
-		s.a.stats.Failures.Add(1)
-	}
-	s.a.later(s.id)
-	return err
-}
-
-// later marks an instance once more, for the case that the listing shows no
-// difference.
-func (a *Agent) later(id string) { a.domains.after(func() { a.queue.add(key{api.KindInstance, id}) }) }
-
-// unreachable tells in the row that the hypervisor does not answer. What the
-// guest did last stays as it was reported.
-func (s *step) unreachable(ctx context.Context) error {
-	err := s.a.domains.state()
-	if err == nil {
-		s.a.later(s.id) // a listing is on its way
-		return nil
-	}
-	if s.instance == nil || s.vm == nil {
-		return err
-	}
-	r := s.keep()
-	r.Reason = reason(err)
-	if e := s.report(ctx, r); e != nil {
-		return e
-	}
-	return err
-}
-
-// clear removes a guest that the tables do not give to this node.
-func (s *step) clear(ctx context.Context) error {
-	if s.exists {
-		if s.executing() {
-			grace := time.Duration(0)
-			if s.instance != nil && s.instance.Gen == s.domain.Gen {
-				s.a.log.Info("the guest of a deleted VM is ended", "vm", s.instance.VM)
-			} else {
-				s.a.log.Warn("a guest that the tables do not give to this node is ended", "domain", s.domain.Name, "gen", s.domain.Gen)
-			}
-			return s.act(s.a.cfg.Hypervisor.Stop(ctx, s.id, grace))
-		}
-		return s.act(s.a.cfg.Hypervisor.Remove(ctx, s.id))
-	}
-	if s.instance == nil {
-		s.a.memories.forget(s.id)
-		return nil
-	}
-	_, err := s.a.propose(ctx, fsm.ForgetInstance.Entry(fsm.InstanceEnd{VM: s.id, Gen: s.instance.Gen, Node: s.a.cfg.Name, Epoch: s.a.epoch.Load()}))
-	if err != nil && final(err) {
-		return nil
-	}
-	return err
-}
-
-// off ends the guest of a VM whose power is off and reports it.
-func (s *step) off(ctx context.Context) error {
-	if !s.executing() {
-		r := s.keep()
-		r.State, r.Reason, r.StartedAt, r.Addresses, r.Drift = api.InstanceStopped, "", time.Time{}, nil, nil
-		return s.report(ctx, r)
-	}
-	r := s.observed()
-	r.Reason = "asked to shut down"
-	if err := s.report(ctx, r); err != nil {
-		return err
-	}
-	s.a.stats.Stops.Add(1)
-	return s.act(s.a.cfg.Hypervisor.Stop(ctx, s.id, s.a.grace(s.domain)))
-}
-
-func (a *Agent) grace(d plugins.Domain) time.Duration {
-	if d.Acceleration == "none" {
-		return stopGraceSim
-	}
-	return stopGrace
-}
-
-// on keeps the guest running.
-func (s *step) on(ctx context.Context) (again time.Duration, err error) {
-	if s.executing() {
-		if s.memory.starts > 0 && time.Since(s.memory.startAt) > steadyRun {
-			s.memory.starts = 0
-		}
-		return 0, s.report(ctx, s.observed())
-	}
-	if s.shutItselfDown() {
-		return 0, s.stayOff(ctx)
-	}
-	if s.exists && s.domain.Gen == s.instance.Gen && ranBefore(s.instance) {
-		if err := s.noteEnd(ctx); err != nil {
-			return 0, err
-		}
-	}
-	if left := time.Until(s.memory.notUntil); left > 0 {
-		return left, nil
-	}
-	return 0, s.start(ctx, "")
-}
-
-// reasonShutdown is how a hypervisor names the end of a guest that powered
-// itself off.
-const reasonShutdown = "shutdown"
-
-// shutItselfDown reports whether the guest powered itself off and nobody has
-// touched the VM since: the guest carries the revision that it was started from.
-func (s *step) shutItselfDown() bool {
-	return (ranBefore(s.instance) || s.instance.State == api.InstanceStopped) && s.exists && s.domain.Gen == s.instance.Gen && s.domain.Reason == reasonShutdown && s.domain.SpecRevision == s.vm.Modified
-}
-
-// stayOff leaves a guest off that powered itself off, and says so.
-func (s *step) stayOff(ctx context.Context) error {
-	r := s.keep()
-	r.State, r.StartedAt, r.Addresses = api.InstanceStopped, time.Time{}, nil
-	r.Reason = "the guest shut itself down; start it with: debvisor vm start " + s.vm.Name
-	r.Drift = []string{"power: guest is off (" + reasonShutdown + "), wanted on"}
-	return s.report(ctx, r)
-}
-
-// ranBefore reports whether the row says that the guest ran at this gen.
-func ranBefore(i *api.Instance) bool {
-	return i.State == api.InstanceRunning || i.State == api.InstancePaused
-}
-
-// restartPauses is the wait before a guest that ended by itself is started
-// again: at once the first time, ever longer while it does not stay up.
-func restartPause(starts int) time.Duration {
-	pauses := []time.Duration{0, time.Second, 5 * time.Second, 30 * time.Second, time.Minute}
-	return pauses[min(starts, len(pauses)-1)]
-}
-
-// noteEnd records that the guest ended although its power is on.
-func (s *step) noteEnd(ctx context.Context) error {
-	m := s.memory
-	if time.Since(m.startAt) > steadyRun {
-		m.starts = 0
-	}
-	m.notUntil = time.Now().Add(restartPause(m.starts))
-	m.starts++
-	s.a.log.Warn("a guest ended by itself", "vm", s.vm.Name, "reason", s.domain.Reason)
-	r := s.keep()
-	r.State, r.StartedAt, r.Addresses = api.InstanceStarting, time.Time{}, nil
-	r.Reason = fmt.Sprintf("the guest ended by itself (%s) and is started again", s.domain.Reason)
-	r.Drift = []string{"power: guest is off (" + s.domain.Reason + "), wanted on"}
-	r.Restarts++
-	return s.report(ctx, r)
-}
-
-// start brings everything that the guest needs and starts it.
-func (s *step) start(ctx context.Context, task string) error {
-	if err := s.current(); err != nil {
-		return nil // the tables moved on: the change marks the instance again
-	}
-	spec, err := s.spec(ctx)
-	if err == nil {
-		err = s.a.cfg.Hypervisor.Start(ctx, *spec)
-	}
-	if err != nil {
-		s.a.stats.Failures.Add(1)
-		r := s.keep()
-		r.State, r.Reason, r.StartedAt = api.InstanceFailed, reason(err), time.Time{}
-		if waiting(err) {
-			r.State = api.InstanceStarting
-		}
-		if e := s.report(ctx, r); e != nil {
-			return e
-		}
-		return err
-	}
-	s.a.stats.Starts.Add(1)
-	s.memory.startAt = time.Now()
-	s.a.log.Info("guest started", "vm", s.vm.Name, "gen", s.instance.Gen, "task", task)
-	return s.act(nil)
-}
-
-// current looks once more whether the tables still give the instance to this
-// node at the same gen, just before something is done about it.
-func (s *step) current() error {
-	i := fsm.Instances.Get(s.a.view(), s.id)
-	if i == nil || i.Owner != s.a.cfg.Name || i.Gen != s.instance.Gen || s.a.epoch.Load() == 0 {
-		return api.Errorf(api.CodeConflict, "moved meanwhile").On(api.KindInstance, s.id)
+func vmByID(view *fsm.View, id string) *api.VM {
+	for vm := range fsm.VMs.By(view, "id_of", id) {
+		return vm
 	}
 	return nil
 }
 
-// keep is a report that repeats what the row says.
-func (s *step) keep() fsm.InstanceReport {
-	i := s.instance
-	return fsm.InstanceReport{VM: s.id, Gen: i.Gen, Node: s.a.cfg.Name, State: i.State, Reason: i.Reason, StartedAt: i.StartedAt,
-		Addresses: i.Addresses, Acceleration: i.Acceleration, Simulated: i.Simulated, SpecRevision: i.SpecRevision, Drift: i.Drift,
-		Restarts: i.Restarts, RestartedTask: i.RestartedTask}
+// reconcileInstance makes the guest of one VM what the tables say.
+func (a *Agent) reconcileInstance(ctx context.Context, j job, id string) verdict {
+	s, lost := a.look(id)
+	mine := s.row != nil && s.row.Owner == a.config.Name
+	if lost != nil {
+		if mine {
+			return verdict{err: a.reportUnreachable(ctx, s.row, lost)}
+		}
+		return verdict{} // the first listing brings it back
+	}
+	if !mine {
+		return verdict{err: a.evict(ctx, s)}
+	}
+	s.guest = a.guests.of(id)
+	switch {
+	case s.vm == nil:
+		return verdict{err: a.endGuest(ctx, j, s)}
+	case s.executing() && s.domain.Gen != s.row.Gen:
+		return verdict{err: a.destroyOther(ctx, s)}
+	case s.vm.On():
+		return a.runGuest(ctx, j, s)
+	}
+	return verdict{err: a.haltGuest(ctx, j, s)}
 }
 
-// observed is a report of what the hypervisor shows of an executing guest.
-func (s *step) observed() fsm.InstanceReport {
-	r, d := s.keep(), s.domain
-	r.State, r.Reason, r.StartedAt, r.Addresses = d.State, "", d.StartedAt.UTC().Round(0), d.Addresses
-	if d.State == api.InstancePaused {
-		r.Reason = d.Reason
-	}
-	r.Acceleration, r.Simulated, r.SpecRevision, r.Drift = d.Acceleration, d.Acceleration == "none", d.SpecRevision, d.Drift
-	if len(r.Addresses) > api.AddressesMax {
-		r.Addresses = r.Addresses[:api.AddressesMax]
-	}
-	return r
-}
-
-// report proposes the report unless the row says the same already.
-func (s *step) report(ctx context.Context, r fsm.InstanceReport) error {
-	i := s.instance
-	same := i.State == r.State && i.Reason == r.Reason && i.StartedAt.Equal(r.StartedAt) && equal(i.Addresses, r.Addresses) &&
-		i.Acceleration == r.Acceleration && i.Simulated == r.Simulated && i.SpecRevision == r.SpecRevision && equal(i.Drift, r.Drift) &&
-		i.Restarts == r.Restarts && i.RestartedTask == r.RestartedTask && i.OwnerEpoch == s.a.epoch.Load()
-	if same {
-		return nil
-	}
-	r.Epoch = s.a.epoch.Load()
-	_, err := s.a.propose(ctx, fsm.ReportInstance.Entry(r))
-	if err == nil {
-		s.v = s.a.view()
-		if i := fsm.Instances.Get(s.v, s.id); i != nil {
-			s.instance = i
+// evict destroys and removes a domain that the tables do not give to this node.
+func (a *Agent) evict(ctx context.Context, s *sight) error {
+	if !s.here {
+		if a.isSynced() {
+			a.guests.forget(s.id)
+			return a.dropRecord(s.id)
 		}
 		return nil
 	}
-	if final(err) {
-		s.a.log.Debug("a report came too late", "instance", s.id, "error", err)
+	if !a.isSynced() {
+		return nil // the replica may be older than the domain
+	}
+	a.log.Warn("destroying a domain that the cluster does not give to this node", "id", s.id, "name", s.domain.Name, "gen", s.domain.Gen)
+	return a.removeDomain(ctx, s)
+}
+
+// removeDomain stops the guest by force and removes its definition.
+func (a *Agent) removeDomain(ctx context.Context, s *sight) error {
+	if err := a.stop(ctx, s.id, 0); err != nil {
+		return err
+	}
+	within, cancel := context.WithTimeout(ctx, actTimeout)
+	defer cancel()
+	if err := a.config.Hypervisor.Remove(within, s.id); err != nil {
+		return fmt.Errorf("remove domain %s: %w", s.id, err)
+	}
+	if err := a.fresh(ctx); err != nil {
+		return err
+	}
+	return errAgain
+}
+
+// dropRecord forgets a guest that is gone, and looks at the volumes and
+// bridges that it held.
+func (a *Agent) dropRecord(id string) error {
+	one, ok := a.records.find(id)
+	if !ok {
+		return nil
+	}
+	if err := a.records.drop(id); err != nil {
+		return err
+	}
+	for _, v := range one.Volumes {
+		a.queue.add(keyReplica + api.ReplicaName(v, a.config.Name))
+	}
+	if len(one.Bridges) > 0 {
+		a.queue.add(keyNetworks)
+	}
+	return nil
+}
+
+// destroyOther ends a guest of this VM that executes under another gen than
+// the one that this node owns. Its definition is replaced by the next start.
+func (a *Agent) destroyOther(ctx context.Context, s *sight) error {
+	if !a.isSynced() {
+		return nil
+	}
+	a.log.Warn("destroying a guest of another gen", "vm", s.row.VM, "id", s.id, "gen", s.domain.Gen, "owned_gen", s.row.Gen)
+	if err := a.stop(ctx, s.id, 0); err != nil {
+		return err
+	}
+	return a.settle(ctx)
+}
+
+// endGuest removes the guest of a deleted VM, and then its instance.
+func (a *Agent) endGuest(ctx context.Context, j job, s *sight) error {
+	if s.executing() {
+		if err := a.askToStop(ctx, j, s, a.config.Timings.DeleteGrace); err != nil {
+			return err
+		}
+		return a.settle(ctx)
+	}
+	if s.here {
+		return a.removeDomain(ctx, s)
+	}
+	if err := a.dropRecord(s.id); err != nil {
+		return err
+	}
+	epoch := a.epoch()
+	if epoch == 0 {
+		return errUnregistered
+	}
+	var err error
+	a.apart(func() {
+		_, err = a.propose(ctx, fsm.ForgetInstance.Entry(fsm.InstanceEnd{VM: s.id, Gen: s.row.Gen, Node: a.config.Name, Epoch: epoch}))
+	})
+	if err == nil || api.CodeOf(err) == api.CodeNotFound {
+		a.guests.forget(s.id)
 		return nil
 	}
 	return err
+}
+
+// haltGuest sees to it that a VM whose power is off does not execute.
+func (a *Agent) haltGuest(ctx context.Context, j job, s *sight) error {
+	stops := a.tasksFor(s, api.TaskStop)
+	if s.executing() {
+		grace := a.config.Timings.StopGrace
+		if len(stops) > 0 {
+			grace = 0
+		}
+		if err := a.askToStop(ctx, j, s, grace); err != nil {
+			return err
+		}
+		return a.settle(ctx)
+	}
+	*s.guest = guest{}
+	if err := a.report(ctx, s.row, reportOf(s.row, api.InstanceStopped, "")); err != nil {
+		return err
+	}
+	for _, t := range stops {
+		if err := a.finish(ctx, t, api.TaskDone, nil); err != nil {
+			return err
+		}
+	}
+	return a.finishRestarts(ctx, s)
+}
+
+// askToStop stops the guest: it is asked, and forced when grace is over, which
+// counts from the first time that it was asked. The wait ends early when what
+// is wanted may have changed.
+func (a *Agent) askToStop(ctx context.Context, j job, s *sight, grace time.Duration) error {
+	now := a.config.Clock()
+	if s.guest.askedAt.IsZero() {
+		s.guest.askedAt = now
+	}
+	left := max(0, grace-now.Sub(s.guest.askedAt))
+	if !a.still(s) {
+		return errAgain
+	}
+	a.log.Info("stopping guest", "vm", s.row.VM, "id", s.id, "grace", left)
+	within, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-j.touched:
+			cancel()
+		case <-done:
+		}
+	}()
+	var err error
+	act := func() { err = a.stop(within, s.id, left) }
+	if left > 0 {
+		a.apart(act)
+	} else {
+		act()
+	}
+	close(done)
+	<-watched
+	if err != nil && ctx.Err() == nil && within.Err() != nil {
+		return errAgain
+	}
+	return err
+}
+
+func (a *Agent) stop(ctx context.Context, id string, grace time.Duration) error {
+	within, cancel := context.WithTimeout(ctx, grace+actTimeout)
+	defer cancel()
+	if err := a.config.Hypervisor.Stop(within, id, grace); err != nil {
+		return fmt.Errorf("stop guest %s: %w", id, err)
+	}
+	return nil
+}
+
+// fresh waits for a listing that shows what was done.
+func (a *Agent) fresh(ctx context.Context) (err error) {
+	a.apart(func() {
+		within, cancel := context.WithTimeout(ctx, listTimeout)
+		defer cancel()
+		err = a.domains.fresh(within)
+	})
+	return err
+}
+
+// settle is fresh, and looks again.
+func (a *Agent) settle(ctx context.Context) error {
+	if err := a.fresh(ctx); err != nil {
+		return err
+	}
+	return errAgain
+}
+
+// still reports whether the rows that s was made from say the same now.
+func (a *Agent) still(s *sight) bool {
+	view := a.view()
+	row, vm := fsm.Instances.Get(view, s.id), vmByID(view, s.id)
+	if row == nil || row.Gen != s.row.Gen || row.Owner != s.row.Owner {
+		return false
+	}
+	if vm == nil || s.vm == nil {
+		return vm == s.vm
+	}
+	return vm.Modified == s.vm.Modified
+}
+
+// runGuest sees to it that a VM whose power is on executes.
+func (a *Agent) runGuest(ctx context.Context, j job, s *sight) verdict {
+	for _, t := range a.tasksFor(s, api.TaskStop) { // started again since
+		err := api.Errorf(api.CodeConflict, "was started again meanwhile").On(api.KindVM, s.row.VM)
+		if err := a.finish(ctx, t, api.TaskCancelled, err); err != nil {
+			return verdict{err: err}
+		}
+	}
+	for _, t := range a.tasksFor(s, api.TaskRestart) {
+		if busy, err := a.restart(ctx, j, s, t); busy || err != nil {
+			return verdict{err: err}
+		}
+	}
+	now := a.config.Clock()
+	if s.executing() {
+		s.guest.runs(s.domain.StartedAt, now)
+		return verdict{err: a.report(ctx, s.row, a.runningReport(s))}
+	}
+	if a.shutItselfDown(s) {
+		r := reportOf(s.row, api.InstanceStopped, "the guest shut itself down")
+		r.Drift = []string{driftSelfOff}
+		return verdict{err: a.report(ctx, s.row, r)}
+	}
+	if why, drift, ended := endOf(s); ended && !a.restarting(s) {
+		s.guest.ended(s.row, s.vm, why, drift, now)
+		if err := a.reportEnd(ctx, s); err != nil {
+			a.log.Warn("the end of a guest is not reported", "vm", s.row.VM, "error", err)
+		}
+	}
+	if left := s.guest.waitLeft(s.row, s.vm, now); left > 0 {
+		return verdict{after: left}
+	}
+	return a.startGuest(ctx, s)
+}
+
+// shutItselfDown reports whether the guest ended from the inside and nobody
+// has asked for anything since.
+func (a *Agent) shutItselfDown(s *sight) bool {
+	if !s.here || s.domain.State != api.InstanceStopped || s.domain.Reason != reasonShutdown ||
+		s.domain.Gen != s.row.Gen || s.domain.SpecRevision != s.vm.Modified {
+		return false
+	}
+	return !a.restarting(s)
+}
+
+// restarting reports whether this node was about to restart the guest: then
+// its end was asked for.
+func (a *Agent) restarting(s *sight) bool {
+	one, _ := a.records.find(s.id)
+	return one.Restart != "" && one.Restart != s.row.RestartedTask
+}
+
+// endOf tells how a guest ended that nobody asked to.
+func endOf(s *sight) (why, drift string, ended bool) {
+	if s.row.State != api.InstanceRunning && s.row.State != api.InstancePaused {
+		return "", "", false
+	}
+	switch {
+	case !s.here:
+		if s.row.SpecRevision != s.vm.Modified {
+			return "", "", false
+		}
+		return "its domain was removed outside debvisor", "domain: removed outside debvisor; it is defined and started again", true
+	case s.domain.Gen != s.row.Gen || s.domain.SpecRevision != s.vm.Modified:
+		return "", "", false
+	case s.domain.State == api.InstanceFailed:
+		return "it crashed", "state: crashed, wanted running; it is started again", true
+	}
+	return "it was ended from outside (" + s.domain.Reason + ")",
+		"state: " + s.domain.Reason + " outside debvisor, wanted running; it is started again", true
+}
+
+func (a *Agent) reportEnd(ctx context.Context, s *sight) error {
+	state := api.InstanceStopped
+	if s.here && s.domain.State == api.InstanceFailed {
+		state = api.InstanceFailed
+	}
+	r := reportOf(s.row, state, s.guest.why)
+	r.Drift = []string{printable(s.guest.drift)}
+	return a.report(ctx, s.row, r)
+}
+
+// runningReport is what an executing guest shows.
+func (a *Agent) runningReport(s *sight) fsm.InstanceReport {
+	d := s.domain
+	r := reportOf(s.row, d.State, s.guest.reason)
+	if s.guest.reason == "" && s.row.StartedAt.Equal(d.StartedAt) && s.row.State == d.State && !strings.HasPrefix(s.row.Reason, unreachablePrefix) {
+		r.Reason = s.row.Reason // of this start, from before this agent's own
+	}
+	probe, _ := a.domains.machine()
+	r.StartedAt, r.Acceleration, r.Simulated, r.SpecRevision = d.StartedAt, d.Acceleration, probe.Info.Simulated, d.SpecRevision
+	r.Restarts = max(r.Restarts, s.guest.restarts)
+	for _, address := range d.Addresses {
+		r.Addresses = append(r.Addresses, printable(address))
+	}
+	for _, drift := range d.Drift {
+		r.Drift = append(r.Drift, printable(drift))
+	}
+	if d.State == api.InstancePaused {
+		r.Reason = printable(d.Reason)
+		r.Drift = append(r.Drift, driftPaused)
+	}
+	r.Addresses = r.Addresses[:min(len(r.Addresses), api.AddressesMax)]
+	r.Drift = r.Drift[:min(len(r.Drift), api.AddressesMax)]
+	return r
+}
+
+// reportUnreachable keeps what is known of an instance, with a reason.
+func (a *Agent) reportUnreachable(ctx context.Context, row *api.Instance, lost error) error {
+	if a.domains.lostFor(a.config.Clock()) < a.config.Timings.Unreachable || strings.HasPrefix(row.Reason, unreachablePrefix) {
+		return nil
+	}
+	r := reportOf(row, row.State, printable(unreachablePrefix+lost.Error()))
+	r.StartedAt, r.Addresses, r.Acceleration, r.SpecRevision, r.Drift = row.StartedAt, row.Addresses, row.Acceleration, row.SpecRevision, row.Drift
+	return a.report(ctx, row, r)
+}
+
+// report proposes what the owner sees, if the row says otherwise.
+func (a *Agent) report(ctx context.Context, row *api.Instance, r fsm.InstanceReport) error {
+	if sameReport(row, r) {
+		return nil
+	}
+	r.Node, r.Epoch = a.config.Name, a.epoch()
+	if r.Epoch == 0 {
+		return errUnregistered
+	}
+	var err error
+	a.apart(func() { _, err = a.propose(ctx, fsm.ReportInstance.Entry(r)) })
+	if errors.Is(err, &api.Error{Code: api.CodeConflict}) && !a.owns(row) {
+		return nil // it is another's now: the change has brought a new look
+	}
+	return err
+}
+
+func (a *Agent) owns(row *api.Instance) bool {
+	now := fsm.Instances.Get(a.view(), row.Name)
+	return now != nil && now.Owner == a.config.Name && now.Gen == row.Gen
+}
+
+func sameReport(row *api.Instance, r fsm.InstanceReport) bool {
+	return row.State == r.State && row.Reason == r.Reason && row.StartedAt.Equal(r.StartedAt) &&
+		slices.Equal(row.Addresses, r.Addresses) && row.Acceleration == r.Acceleration && row.Simulated == r.Simulated &&
+		row.SpecRevision == r.SpecRevision && slices.Equal(row.Drift, r.Drift) && row.Restarts >= r.Restarts && row.RestartedTask == r.RestartedTask
 }

@@ -2,133 +2,172 @@ package agent
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"time"
 )
 
-// queue works on objects: at most so many at once, each by one worker at a
-// time, again when it was marked meanwhile, later when it failed.
+// queue holds the keys that need work, each once. A key that is added while
+// it is being worked on comes again afterwards; nobody else gets it meanwhile.
 type queue struct {
-	workers int
-	handle  func(ctx context.Context, k key) (again time.Duration, err error)
-
-	mu      sync.Mutex // guards all below
-	marks   map[key]*mark
-	pending []key // marked, due and not running, oldest first
-	running int
-	wakeup  chan struct{}
+	mu    sync.Mutex // guards all below
+	items map[string]*item
+	ready []string      // in the order of arrival
+	token chan struct{} // holds one while something is ready
 }
 
-// mark is the state of one object that is or was in the queue.
-type mark struct {
-	running, dirty, queued bool
-	failures               int
-	timer                  *time.Timer
+type item struct {
+	ready, active, again bool
+	touched              chan struct{} // closed by touch while active
+	timer                *time.Timer
+	alarm                uint64 // number of the last timer
+	failures             int
+	complaint            string // last error, so that it is logged once
 }
 
-func newQueue(workers int, handle func(context.Context, key) (time.Duration, error)) *queue {
-	return &queue{workers: workers, handle: handle, marks: map[key]*mark{}, wakeup: make(chan struct{}, 1)}
+func newQueue() *queue {
+	return &queue{items: map[string]*item{}, token: make(chan struct{}, 1)}
 }
 
-// add marks an object as in need of work, now.
-func (q *queue) add(k key) {
+// add asks for work on the key.
+func (q *queue) add(key string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	m := q.marks[k]
-	if m == nil {
-		m = &mark{}
-		q.marks[k] = m
-	}
-	if m.timer != nil {
-		m.timer.Stop()
-		m.timer = nil
-	}
-	switch {
-	case m.running:
-		m.dirty = true
-	case !m.queued:
-		m.queued = true
-		q.pending = append(q.pending, k)
-		q.signal()
+	q.addLocked(key)
+}
+
+// touch is add, and tells the one who works on the key now that what is wanted
+// may have changed.
+func (q *queue) touch(key string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.addLocked(key)
+	if i := q.items[key]; i.touched != nil {
+		close(i.touched)
+		i.touched = nil
 	}
 }
 
-func (q *queue) signal() {
+func (q *queue) addLocked(key string) {
+	i := q.items[key]
+	if i == nil {
+		i = &item{}
+		q.items[key] = i
+	}
+	if i.timer != nil {
+		i.timer.Stop()
+		i.timer = nil
+	}
+	switch {
+	case i.active:
+		i.again = true
+	case !i.ready:
+		i.ready = true
+		q.ready = append(q.ready, key)
+		q.wake()
+	}
+}
+
+func (q *queue) wake() {
 	select {
-	case q.wakeup <- struct{}{}:
+	case q.token <- struct{}{}:
 	default:
 	}
 }
 
-// run works until ctx ends and waits for the workers.
-func (q *queue) run(ctx context.Context) {
-	var wg sync.WaitGroup
-	defer wg.Wait()
+// next blocks until a key is ready. The channel closes when the key is touched
+// during the work. ok is false when ctx has ended.
+func (q *queue) next(ctx context.Context) (key string, touched <-chan struct{}, ok bool) {
 	for {
+		q.mu.Lock()
+		if len(q.ready) > 0 {
+			key, q.ready = q.ready[0], q.ready[1:]
+			if len(q.ready) > 0 {
+				q.wake()
+			}
+			i := q.items[key]
+			ch := make(chan struct{})
+			i.ready, i.active, i.touched = false, true, ch
+			q.mu.Unlock()
+			return key, ch, true
+		}
+		q.mu.Unlock()
 		select {
 		case <-ctx.Done():
-			q.stopTimers()
-			return
-		case <-q.wakeup:
-		}
-		for {
-			k, ok := q.next()
-			if !ok {
-				break
-			}
-			wg.Go(func() {
-				again, err := q.handle(ctx, k)
-				q.done(ctx, k, again, err)
-			})
+			return "", nil, false
+		case <-q.token:
 		}
 	}
 }
 
-func (q *queue) stopTimers() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, m := range q.marks {
-		if m.timer != nil {
-			m.timer.Stop()
-		}
-	}
+// verdict is what a job says about its key.
+type verdict struct {
+	err   error         // nil: done for the present
+	after time.Duration // with or without err: come again after that; 0 with err: after a backoff
+	max   time.Duration // of the backoff
 }
 
-func (q *queue) next() (key, bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if len(q.pending) == 0 || q.running >= q.workers {
-		return key{}, false
-	}
-	k := q.pending[0]
-	q.pending = q.pending[1:]
-	m := q.marks[k]
-	m.queued, m.running, m.dirty = false, true, false
-	q.running++
-	return k, true
-}
+const (
+	backoffMin = 250 * time.Millisecond
+	backoffMax = time.Minute
+)
 
-func (q *queue) done(ctx context.Context, k key, again time.Duration, err error) {
+// done ends the work on the key. It reports whether the error is a new one.
+func (q *queue) done(key string, v verdict) (news bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	m := q.marks[k]
-	m.running = false
-	q.running--
-	defer q.signal()
-	if err != nil {
-		m.failures++
-		again = pause(m.failures)
+	i := q.items[key]
+	i.active, i.touched = false, nil
+	if v.err == nil {
+		i.failures, i.complaint = 0, ""
 	} else {
-		m.failures = 0
+		news = i.complaint != v.err.Error()
+		i.failures, i.complaint = i.failures+1, v.err.Error()
+		if v.after == 0 {
+			v.after = backoff(i.failures, v.max)
+		}
 	}
 	switch {
-	case ctx.Err() != nil:
-	case m.dirty:
-		m.queued = true
-		q.pending = append(q.pending, k)
-	case again > 0:
-		m.timer = time.AfterFunc(again, func() { q.add(k) })
+	case i.again:
+		i.again = false
+		q.addLocked(key)
+	case v.after > 0:
+		i.alarm++
+		number := i.alarm
+		i.timer = time.AfterFunc(v.after, func() { q.ring(key, number) })
 	default:
-		delete(q.marks, k)
+		delete(q.items, key)
 	}
+	return news
+}
+
+// ring adds a key when its alarm is still the one that counts.
+func (q *queue) ring(key string, number uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if i := q.items[key]; i != nil && i.timer != nil && i.alarm == number {
+		q.addLocked(key)
+	}
+}
+
+// close stops all timers. Nothing may be added afterwards.
+func (q *queue) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, i := range q.items {
+		if i.timer != nil {
+			i.timer.Stop()
+			i.timer = nil
+		}
+	}
+}
+
+// backoff grows from backoffMin by powers of two to limit, give or take a
+// fifth, so that objects which failed together do not come back together.
+func backoff(failures int, limit time.Duration) time.Duration {
+	if limit == 0 {
+		limit = backoffMax
+	}
+	d := min(backoffMin<<min(failures-1, 16), limit)
+	return d*4/5 + rand.N(d*2/5)
 }
