@@ -77,7 +77,7 @@ fuzz: check-go ## run every fuzz target for FUZZTIME (1m)
 	e2e/setup/fuzz.sh $(FUZZTIME)
 
 soak: setup build guest $(REPORT) ## run the long tests for SOAKTIME (1h)
-	DEBVISOR_SOAK=$(SOAKTIME) $(REPORT) -test 'soak: -count=1 -p 1 -timeout 0 -run ^TestSoak ./...'
+	DEBVISOR_SOAK=$(SOAKTIME) $(REPORT) -test 'soak: -tags soak -count=1 -p 1 -timeout 0 -run ^TestSoak ./e2e/cluster'
 
 e2e: setup build guest $(REPORT) ## run the tests with real processes and real guests
 	$(REPORT) -test 'e2e: -count=1 -p 1 -timeout 30m ./e2e/...'
