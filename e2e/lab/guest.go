@@ -131,25 +131,16 @@ func buildGuest(ctx context.Context, work string, g Guest) error {
 }
 
 // unpackDebian downloads the kernel and busybox and unpacks them, without
-// installing anything.
+// installing anything. Where the lists of packages are missing or name files
+// that are gone, it fetches them anew and tries once more.
 func unpackDebian(ctx context.Context, work string) (string, error) {
-	show := exec.CommandContext(ctx, "apt-cache", "depends", "--no-recommends", "--no-suggests", "linux-image-cloud-amd64")
-	out, err := show.Output()
-	if err != nil {
-		return "", fmt.Errorf("look up the cloud kernel: %w (run: apt-get update)", err)
-	}
-	kernel := ""
-	for line := range strings.Lines(string(out)) {
-		if _, name, ok := strings.Cut(line, "Depends: linux-image-"); ok {
-			kernel = "linux-image-" + strings.TrimSpace(name)
-			break
+	if err := download(ctx, work); err != nil {
+		if e := run(ctx, work, "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", "update"); e != nil {
+			return "", errors.Join(err, e)
 		}
-	}
-	if kernel == "" {
-		return "", errors.New("the package linux-image-cloud-amd64 names no kernel (run: apt-get update)")
-	}
-	if err := run(ctx, work, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", kernel, "busybox-static"); err != nil {
-		return "", err
+		if err := download(ctx, work); err != nil {
+			return "", err
+		}
 	}
 	packages, err := filepath.Glob(filepath.Join(work, "*.deb"))
 	if err != nil {
@@ -162,6 +153,25 @@ func unpackDebian(ctx context.Context, work string) (string, error) {
 		}
 	}
 	return root, nil
+}
+
+// download fetches the packages of the kernel and of busybox into work.
+func download(ctx context.Context, work string) error {
+	out, err := exec.CommandContext(ctx, "apt-cache", "depends", "--no-recommends", "--no-suggests", "linux-image-cloud-amd64").Output()
+	if err != nil {
+		return fmt.Errorf("look up the cloud kernel: %w", err)
+	}
+	kernel := ""
+	for line := range strings.Lines(string(out)) {
+		if _, name, ok := strings.Cut(line, "Depends: linux-image-"); ok {
+			kernel = "linux-image-" + strings.TrimSpace(name)
+			break
+		}
+	}
+	if kernel == "" {
+		return errors.New("the package linux-image-cloud-amd64 names no kernel")
+	}
+	return run(ctx, work, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", kernel, "busybox-static")
 }
 
 func buildInitrd(root string) ([]byte, error) {
@@ -207,6 +217,11 @@ func run(ctx context.Context, dir, program string, args ...string) error {
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "MTOOLS_SKIP_CHECK=1"}
+	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy"} {
+		if value, ok := os.LookupEnv(name); ok {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", program, err, bytes.TrimSpace(out))
 	}
