@@ -266,6 +266,9 @@ func (s *Server) openRaft() error {
 	if s.stores, err = openStores(s.dir, s.identity.LogStore, logger, g, s.cfg.WrapLog); err != nil {
 		return err
 	}
+	if err := s.stores.claim(s.dir, s.identity); err != nil {
+		return err
+	}
 	if err := s.logReachesJournal(); err != nil {
 		return damaged(s.dir, err)
 	}

@@ -170,6 +170,18 @@ func TestFilesOfAnotherClusterOrNodeAreRefused(t *testing.T) {
 		}
 		refusesToStart(t, n, "another cluster's "+file)
 	}
+	n := &node{t: t, name: "mixed", cfg: a.cfg, ended: make(chan struct{})}
+	n.cfg.DataDir = t.TempDir()
+	if err := os.CopyFS(n.cfg.DataDir, os.DirFS(b.cfg.DataDir)); err != nil {
+		t.Fatal(err)
+	}
+	for _, foreign := range []string{"raft-wal", "raft-stable.db", "journal.db"} {
+		if err := os.RemoveAll(n.cfg.DataDir + "/" + foreign); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copyInto(t, n.cfg.DataDir, a.cfg.DataDir, "raft-wal", "raft-stable.db", "journal.db")
+	refusesToStart(t, n, "another cluster's log under an identity that is whole")
 	empty := newNode(t, "empty", nil)
 	refusesToStart(t, empty, "an empty directory")
 }
@@ -242,6 +254,28 @@ func TestEverythingSurvivesARestartOfAll(t *testing.T) {
 	for i := range 20 {
 		if fsm.Tenants.Get(c.nodes[0].State().Read(), fmt.Sprint("t", i)) == nil {
 			t.Fatalf("t%d is gone", i)
+		}
+	}
+}
+
+// copyInto copies files and folders of one data directory into another.
+func copyInto(t *testing.T, to, from string, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		info, err := os.Stat(from + "/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.IsDir() {
+			err = os.CopyFS(to+"/"+name, os.DirFS(from+"/"+name))
+		} else {
+			var content []byte
+			if content, err = os.ReadFile(from + "/" + name); err == nil {
+				err = os.WriteFile(to+"/"+name, content, 0o600)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 }

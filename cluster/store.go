@@ -281,6 +281,28 @@ func openStores(d *dataDir, form string, logger hclog.Logger, g *guard, wrap fun
 	return s, err
 }
 
+// keyOwner is the key of the stable store that names whose log it goes with.
+const keyOwner = "debvisor-owner"
+
+// claim ties the stores to one node of one cluster at their first use, and
+// refuses them to any other: files of two nodes in one directory would make a
+// node that waits for a leader for ever, or votes twice.
+func (s *stores) claim(d *dataDir, id Identity) error {
+	owner := id.ClusterID + "/" + id.NodeID
+	have, err := s.stable.Get([]byte(keyOwner))
+	if err != nil && !errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return damaged(d, err)
+	}
+	if len(have) == 0 {
+		return s.stable.Set([]byte(keyOwner), []byte(owner))
+	}
+	if string(have) == owner {
+		return nil
+	}
+	return api.Errorf(api.CodeConflict, "the raft log in %s belongs to another node (cluster/node %s, this is %s)", d.path, have, owner).
+		Do("put back the files that belong together; or remove this node from its cluster, empty the directory and join again")
+}
+
 func openLog(d *dataDir, form string, logger hclog.Logger) (raft.LogStore, io.Closer, error) {
 	switch form {
 	case LogStoreBolt:
