@@ -43,6 +43,7 @@ type call struct {
 	plan      *api.Plan
 	requestID string
 	wait      time.Duration // that the server may take on top
+	hurry     bool          // others may be asked: do not wait long for this one
 }
 
 // Answer is what an answer says beside its body.
@@ -95,6 +96,7 @@ func (c *Client) try(ctx context.Context, call *call, body []byte) (Answer, erro
 	var last error
 	for n := 0; ; n++ {
 		at := (first + n) % len(c.addresses)
+		call.hurry = n < len(c.addresses) && len(c.addresses) > 1
 		answer, err := c.send(ctx, c.addresses[at], call, body)
 		if err == nil || !retryable(err) {
 			c.last.Store(int64(at))
@@ -191,6 +193,9 @@ func (c *Client) send(ctx context.Context, address string, call *call, body []by
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	limit := attemptMax + call.wait
+	if call.hurry {
+		limit = attemptFirst + call.wait
+	}
 	patience := time.AfterFunc(limit, cancel)
 	resp, err := c.open(ctx, address, call, reader)
 	if !patience.Stop() && err != nil {

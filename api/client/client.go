@@ -33,7 +33,8 @@ const (
 	backoffMin      = 50 * time.Millisecond
 	backoffMax      = time.Second
 	dialTimeout     = 5 * time.Second
-	attemptMax      = 10 * time.Second // until one node's answer begins; then the next is tried
+	attemptFirst    = 3 * time.Second  // until one node's answer begins, the first time round; then the next is tried
+	attemptMax      = 10 * time.Second // the same from then on, and where only one address is known
 	pingAfter       = 10 * time.Second // of silence on a connection
 	pingTimeout     = 5 * time.Second
 	unreachableMax  = 10 * time.Second // while no address has anybody listening
