@@ -45,7 +45,9 @@ type Hypervisor interface {
 
 	// Events delivers a hint whenever a domain of ours changed, at most a
 	// second late. The channel closes when the connection breaks or ctx ends;
-	// the caller lists anew and calls again. Hints may repeat, may be merged.
+	// the caller lists anew and calls again. Hints may repeat, may be merged. A
+	// guest that ends while a daemon that came back takes it up may go without
+	// one: list again for some seconds after connecting.
 	Events(ctx context.Context) (<-chan Event, error)
 
 	// Console opens the serial console of an executing guest, beginning with
