@@ -109,7 +109,7 @@ func (p *parser) object(b *hclsyntax.Block, of *each) {
 		t["tenant"] = p.options.Tenant
 	}
 	d.body(b.Body, schema, "", t)
-	value := newObject(b.Type)
+	value := NewObject(b.Type)
 	if d.failed || !d.into(t, value, b) {
 		return
 	}

@@ -152,8 +152,9 @@ func vmBlock() *block {
 	return b
 }
 
-// newObject makes an empty object of a kind that a file may declare.
-func newObject(kind string) api.Object {
+// NewObject makes an empty object of a kind that a file may declare; nil for
+// any other kind.
+func NewObject(kind string) api.Object {
 	switch kind {
 	case api.KindConfig:
 		return &api.Config{}

@@ -265,7 +265,7 @@ func readExisting(ctx context.Context, c *client.Client, desired []spec.Object, 
 const listPage = 1000
 
 func (e *inventory) add(k api.Kind, raw json.RawMessage) error {
-	v := newObject(k.Name)
+	v := spec.NewObject(k.Name)
 	if err := json.Unmarshal(raw, v); err != nil {
 		return fmt.Errorf("decode %s: %w", k.Name, err)
 	}
@@ -273,27 +273,6 @@ func (e *inventory) add(k api.Kind, raw json.RawMessage) error {
 	e.list = append(e.list, spec.Object{Kind: k.Name, Key: key, Value: v})
 	e.at[k.Name+"/"+key] = v
 	return nil
-}
-
-// newObject makes an empty object of a kind that users edit.
-func newObject(kind string) api.Object {
-	switch kind {
-	case api.KindConfig:
-		return &api.Config{}
-	case api.KindTenant:
-		return &api.Tenant{}
-	case api.KindPool:
-		return &api.Pool{}
-	case api.KindNetwork:
-		return &api.Network{}
-	case api.KindImage:
-		return &api.Image{}
-	case api.KindVolume:
-		return &api.Volume{}
-	case api.KindVM:
-		return &api.VM{}
-	}
-	panic("no file declares objects of kind " + kind)
 }
 
 // operations turns the differences into what is sent: each change with the

@@ -35,7 +35,7 @@ func TestGuestIsCompleteAndFoundAgain(t *testing.T) {
 		t.Errorf("the guest was made anew: %v", err)
 	}
 	if _, err := exec.LookPath("cpio"); err != nil {
-		t.Skip("cpio is missing: the listing of the initial RAM disk is not compared")
+		t.Skip("requires cpio: the listing of the initial RAM disk is not compared")
 	}
 	out, err := exec.Command("sh", "-c", `gzip -dc "$0" | cpio -t --quiet`, g.Initrd).Output()
 	if err != nil {

@@ -30,7 +30,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("bridges need root: run the tests as root")
+		t.Skip("requires root: bridges are made")
 	}
 	cmd := exec.Command("cat")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
@@ -39,7 +39,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Skipf("no network namespace can be made here: %v", err)
+		t.Skipf("requires network namespaces: %v", err)
 	}
 	t.Cleanup(func() {
 		_ = stdin.Close()

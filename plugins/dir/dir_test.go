@@ -26,9 +26,9 @@ func open(t testing.TB) plugins.Storage {
 	t.Helper()
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		if os.Getenv(lab.RequireEnv) == "1" {
-			t.Fatal("qemu-img is missing: install qemu-utils")
+			t.Fatal("requires qemu-img: install qemu-utils")
 		}
-		t.Skip("qemu-img is missing: install qemu-utils")
+		t.Skip("requires qemu-img: install qemu-utils")
 	}
 	s, err := dir.Open(dir.Config{})
 	if err != nil {
