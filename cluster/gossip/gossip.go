@@ -24,6 +24,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/memberlist"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/debvisor/debvisor/api"
 )
@@ -32,6 +33,7 @@ import (
 const (
 	MetaBytesMax = memberlist.MetaMaxSize // 512: what a node tells about itself
 	updateWait   = 5 * time.Second        // for a change of the meta to leave
+	goodbyesMax  = 16                     // streams that carry a goodbye at once
 	MembersMax   = 2 * api.NodesMax       // kept, the departed included
 )
 
@@ -89,6 +91,7 @@ type Gossip struct {
 	mu      sync.Mutex // guards what follows
 	meta    []byte
 	members map[string]Member
+	goodbye map[string]bool // IDs of members that said goodbye since they came
 	changed chan struct{}
 	closed  bool
 }
@@ -105,7 +108,7 @@ func Start(cfg Config) (*Gossip, error) {
 	if len(cfg.Keys) == 0 {
 		return nil, api.Invalid("keys", "are missing").Allow("at least one")
 	}
-	g := &Gossip{cfg: cfg, meta: meta, members: map[string]Member{}, changed: make(chan struct{})}
+	g := &Gossip{cfg: cfg, meta: meta, members: map[string]Member{}, goodbye: map[string]bool{}, changed: make(chan struct{})}
 	if g.keyring, err = memberlist.NewKeyring(cfg.Keys, cfg.Keys[0]); err != nil {
 		return nil, fmt.Errorf("gossip keys: %w", err)
 	}
@@ -238,7 +241,9 @@ func (g *Gossip) SetKeys(keys [][]byte) error {
 	return nil
 }
 
-// Close says goodbye within timeout (0: without), and stops.
+// Close says goodbye within timeout (0: without), and stops. A member that
+// cannot be dialled and is not known to have failed yet may hold it up for
+// memberlist's TCP timeout (10 s).
 func (g *Gossip) Close(timeout time.Duration) error {
 	g.mu.Lock()
 	if g.closed {
@@ -255,8 +260,27 @@ func (g *Gossip) Close(timeout time.Duration) error {
 	return errors.Join(err, g.list.Shutdown())
 }
 
-// sayLeaving tells the others that what follows is no failure.
+// sayLeaving tells the others that what follows is no failure: in the meta,
+// and over streams, because packets may be lost or overtake one another.
 func (g *Gossip) sayLeaving(timeout time.Duration) {
+	deadline := time.Now().Add(timeout)
+	var streams errgroup.Group
+	streams.SetLimit(goodbyesMax)
+	for _, n := range g.list.Members() {
+		if n.Name == g.cfg.ID {
+			continue
+		}
+		streams.Go(func() error {
+			if time.Now().After(deadline) {
+				return nil
+			}
+			if err := g.list.SendReliable(n, []byte(g.cfg.ID)); err != nil {
+				g.cfg.Logger.Debug("goodbye not heard", "node", n.Name, "error", err)
+			}
+			return nil
+		})
+	}
+	_ = streams.Wait() // a goodbye that is not heard shows as a failure
 	var m Meta
 	g.mu.Lock()
 	if json.Unmarshal(g.meta, &m) == nil {
@@ -266,7 +290,7 @@ func (g *Gossip) sayLeaving(timeout time.Duration) {
 		}
 	}
 	g.mu.Unlock()
-	if err := g.list.UpdateNode(timeout); err != nil {
+	if err := g.list.UpdateNode(max(time.Millisecond, time.Until(deadline))); err != nil {
 		g.cfg.Logger.Debug("nobody heard the goodbye", "error", err)
 	}
 }
@@ -279,10 +303,38 @@ func (g *Gossip) note(n *memberlist.Node, state string) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if _, known := g.members[m.ID]; !known && len(g.members) >= MembersMax {
+	have, known := g.members[m.ID]
+	if !known && len(g.members) >= MembersMax {
 		return
 	}
+	switch {
+	case state == StateAlive && have.State != StateAlive:
+		delete(g.goodbye, m.ID)
+	case state == StateFailed && (m.Meta.Leaving || g.goodbye[m.ID]):
+		m.State = StateLeft
+	}
 	g.members[m.ID] = m
+	g.announce()
+}
+
+// heardGoodbye records that a member leaves, or has left. It never blocks.
+func (g *Gossip) heardGoodbye(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m, known := g.members[id]
+	if !known {
+		return
+	}
+	g.goodbye[id] = true
+	if m.State == StateFailed {
+		m.State = StateLeft
+		g.members[id] = m
+		g.announce()
+	}
+}
+
+// announce wakes those who wait for a change. The caller holds g.mu.
+func (g *Gossip) announce() {
 	close(g.changed)
 	g.changed = make(chan struct{})
 }
@@ -300,8 +352,9 @@ func (d delegate) NodeMeta(limit int) []byte {
 	return slices.Clone(d.g.meta)
 }
 
-// NotifyMsg implements memberlist.Delegate: nobody sends messages this way.
-func (delegate) NotifyMsg([]byte) {}
+// NotifyMsg implements memberlist.Delegate: what members send one another is
+// the ID of the one that leaves.
+func (d delegate) NotifyMsg(id []byte) { d.g.heardGoodbye(string(id)) }
 
 // GetBroadcasts implements memberlist.Delegate.
 func (delegate) GetBroadcasts(int, int) [][]byte { return nil }
@@ -319,14 +372,7 @@ func (d delegate) NotifyJoin(n *memberlist.Node) { d.g.note(n, StateAlive) }
 func (d delegate) NotifyUpdate(n *memberlist.Node) { d.g.note(n, StateAlive) }
 
 // NotifyLeave implements memberlist.EventDelegate.
-func (d delegate) NotifyLeave(n *memberlist.Node) {
-	state := StateFailed
-	var m Meta
-	if json.Unmarshal(n.Meta, &m) == nil && m.Leaving {
-		state = StateLeft
-	}
-	d.g.note(n, state)
-}
+func (d delegate) NotifyLeave(n *memberlist.Node) { d.g.note(n, StateFailed) }
 
 // NotifyAlive implements memberlist.AliveDelegate: an ID that the state does
 // not know is ignored.

@@ -88,6 +88,31 @@ func TestMembersFindEachOtherAndTellGoodbyeFromFailure(t *testing.T) {
 	eventually(t, a, "c failed", func() bool { return state(a, "c") == gossip.StateFailed })
 }
 
+// TestGoodbyeNeedsNoPacketToArrive loses the news of the meta: the goodbye goes
+// over a stream, and counts although no packet told it.
+func TestGoodbyeNeedsNoPacketToArrive(t *testing.T) {
+	t.Parallel()
+	a, pa := start(t, "a", nil)
+	b, _ := start(t, "b", func(c *gossip.Config) { c.Meta.Tags = map[string]string{"fill": strings.Repeat("x", 430)} })
+	if _, err := b.Join([]gossip.Peer{pa}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, a, "a sees b", func() bool { return a.Alive("b") })
+	meta := a.Members()[1].Meta
+	for meta.Leaving = false; len(meta.Name) < gossip.MetaBytesMax; meta.Name += "x" { // so full that "leaving" does not fit
+		if b.SetMeta(meta) != nil {
+			break
+		}
+	}
+	if err := b.Close(5 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, a, "b left", func() bool { return state(a, "b") == gossip.StateLeft })
+	if a.Members()[1].Meta.Leaving {
+		t.Fatal("the meta told it: nothing was shown")
+	}
+}
+
 func TestWithoutTheKeyOrMembershipNobodyGetsIn(t *testing.T) {
 	t.Parallel()
 	a, pa := start(t, "a", func(c *gossip.Config) { c.Known = func(id string) bool { return id == "b" } })
