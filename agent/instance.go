@@ -71,7 +71,11 @@ func (a *Agent) reconcileInstance(ctx context.Context, j job, id string) verdict
 		return verdict{err: a.endGuest(ctx, j, s)}
 	case s.executing() && s.domain.Gen != s.row.Gen:
 		return verdict{err: a.destroyOther(ctx, s)}
-	case s.vm.On():
+	}
+	if o, do := a.nextOperation(s); o != nil {
+		return verdict{err: a.operate(ctx, j.key, o, do)}
+	}
+	if s.vm.On() {
 		return a.runGuest(ctx, j, s)
 	}
 	return verdict{err: a.haltGuest(ctx, j, s)}

@@ -18,7 +18,7 @@ type queue struct {
 
 type item struct {
 	ready, active, again bool
-	touched              chan struct{} // closed by touch while active
+	touched              chan struct{} // closed by touch while active; nil: it was, or nobody works
 	timer                *time.Timer
 	alarm                uint64 // number of the last timer
 	failures             int
@@ -98,6 +98,18 @@ func (q *queue) next(ctx context.Context) (key string, touched <-chan struct{}, 
 		case <-q.token:
 		}
 	}
+}
+
+// rearm returns a channel that closes when the key is touched next during the
+// work. Only the one who works on the key calls it.
+func (q *queue) rearm(key string) <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	i := q.items[key]
+	if i.touched == nil {
+		i.touched = make(chan struct{})
+	}
+	return i.touched
 }
 
 // verdict is what a job says about its key.

@@ -25,6 +25,10 @@ type record struct {
 	// A later start is the outcome of that task.
 	Restart     string    `json:"restart,omitzero"`
 	RestartFrom time.Time `json:"restart_from,omitzero"`
+
+	// Task is the last task that wrote a note, and Note how far it had come.
+	Task string          `json:"task,omitzero"`
+	Note json.RawMessage `json:"note,omitzero"`
 }
 
 // records are kept in memory and in one file each, named ID.json.

@@ -60,7 +60,7 @@ func (a *Agent) tryStart(ctx context.Context, s *sight) error {
 		return err
 	}
 	one, _ := a.records.find(s.id)
-	next := record{Gen: s.row.Gen, Volumes: union(one.Volumes, volumes)}
+	next := record{Gen: s.row.Gen, Volumes: union(one.Volumes, volumes), Task: one.Task, Note: one.Note}
 	for _, n := range spec.NICs {
 		next.Bridges = append(next.Bridges, n.Bridge)
 	}

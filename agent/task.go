@@ -11,15 +11,19 @@ import (
 	"github.com/debvisor/debvisor/fsm"
 )
 
-// reconcileTask hands a task of this node and epoch to the job of its VM. One
-// that has no VM here ends, or goes back to the leader.
+// reconcileTask carries out a task of this node and epoch, or hands it to the
+// job of its VM. One that has no VM here ends, or goes back to the leader.
 func (a *Agent) reconcileTask(ctx context.Context, name string) error {
 	view := a.view()
 	t := fsm.Tasks.Get(view, name)
 	if t == nil || !a.mineNow(t) {
 		return nil
 	}
-	if t.Verb != api.TaskRestart && t.Verb != api.TaskStop {
+	verb, known := api.LookupTaskVerb(t.Verb)
+	if do := a.nodeOperations()[t.Verb]; do != nil && verb.At == api.TaskAtNode {
+		return a.operate(ctx, keyTask+name, &operation{a: a, view: view, task: t}, do)
+	}
+	if !known || verb.At != api.TaskAtOwner {
 		return a.finish(ctx, t, api.TaskFailed, api.Errorf(api.CodeInvalid, "a node cannot carry out %q", t.Verb))
 	}
 	vm := fsm.VMs.Get(view, t.Object)

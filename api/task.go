@@ -14,7 +14,7 @@ const (
 	TaskCancelled = "cancelled"
 )
 
-// Verbs that a task may carry.
+// Verbs that a task may carry. TaskVerbs says what each is about.
 const (
 	TaskRestart = "vm.restart" // stop and start the guest; args: {"force": bool}
 	TaskStop    = "vm.stop"    // force the guest off now; the VM's power is set to off in the same entry
@@ -61,7 +61,9 @@ func (t *Task) Ended() bool {
 // Validate implements Object.
 func (t *Task) Validate() error {
 	var p problems
-	checkOneOf(&p, "verb", t.Verb, TaskRestart, TaskStop, TaskApply)
+	if _, known := LookupTaskVerb(t.Verb); !known {
+		p.add("verb", "is %q", t.Verb).Allow("%s", joinWords(taskVerbNames()))
+	}
 	checkOneOf(&p, "state", t.State, TaskPending, TaskRunning, TaskDone, TaskFailed, TaskCancelled)
 	if len(t.Args) > TaskArgsMax {
 		p.add("args", "has %d bytes", len(t.Args)).Allow("at most %d", TaskArgsMax)

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"encoding/json"
 	"time"
 
@@ -29,8 +30,9 @@ func submitTask(tx *Tx, in TaskSubmit) (*api.Task, *api.Error) {
 	}
 	t := api.Task{Meta: api.Meta{Name: in.Name}, Verb: in.Verb, Kind: in.Kind, Object: in.Object, Args: in.Args, By: tx.By,
 		Deadline: in.Deadline, State: api.TaskPending}
+	verb, _ := api.LookupTaskVerb(in.Verb)
 	if t.Deadline.IsZero() {
-		t.Deadline = tx.Time.Add(api.TaskDefaultDeadline)
+		t.Deadline = tx.Time.Add(cmp.Or(verb.Deadline, api.TaskDefaultDeadline))
 	}
 	if left := t.Deadline.Sub(tx.Time); left <= 0 || left > api.TaskDeadlineMax {
 		return nil, api.Invalid("deadline", "is %v away", left.Round(time.Second)).Allow("up to %v", api.TaskDeadlineMax).On(api.KindTask, in.Name)
@@ -38,31 +40,56 @@ func submitTask(tx *Tx, in TaskSubmit) (*api.Task, *api.Error) {
 	if err := t.Validate(); err != nil {
 		return nil, api.AsError(err).OnMissing(api.KindTask, in.Name)
 	}
-	if about := api.KindVM; (t.Verb == api.TaskRestart || t.Verb == api.TaskStop) && t.Kind != about {
-		return nil, api.Invalid("kind", "is %q, %s is about a VM", t.Kind, t.Verb).Allow("%s", about).On(api.KindTask, in.Name)
-	} else if t.Verb == api.TaskApply && (t.Kind != "" || t.Object != "") {
-		return nil, api.Invalid("kind", "is %q, an apply is about no single object", t.Kind).Allow("neither kind nor object").On(api.KindTask, in.Name)
-	}
-	active := tx.counted(activeTasks)
-	if active >= api.TasksActiveMax {
+	if active := tx.counted(activeTasks); active >= api.TasksActiveMax {
 		return nil, api.Errorf(api.CodeLimit, "%d tasks have not ended", active).Allow("at most %d", api.TasksActiveMax).Do("wait for some of them, or cancel them")
 	}
-	if t.Kind == api.KindVM {
-		t.Tenant, _ = api.SplitKey(t.Object)
-		vm := VMs.Get(tx, t.Object)
-		if vm == nil {
-			return nil, api.Errorf(api.CodeNotFound, "does not exist").On(api.KindVM, t.Object)
-		}
-		if t.Verb == api.TaskRestart && !vm.On() {
-			return nil, api.Errorf(api.CodeConflict, "is off").On(api.KindVM, t.Object).Do("start it instead")
-		}
-		if t.Verb == api.TaskStop {
-			if _, err := powerVM(tx, VMPower{Tenant: vm.Tenant, Name: vm.Name, Power: api.PowerOff}); err != nil {
-				return nil, err
-			}
+	if err := checkTaskObject(tx, &t, verb); err != nil {
+		return nil, err
+	}
+	if check := taskRules()[t.Verb]; check != nil {
+		if err := check(tx, &t); err != nil {
+			return nil, err.OnMissing(t.Kind, t.Object)
 		}
 	}
 	return Tasks.put(tx, t), nil
+}
+
+// checkTaskObject refuses a task about another kind than its verb's, or about
+// what does not exist. The task belongs to the tenant of its object.
+func checkTaskObject(tx *Tx, t *api.Task, verb api.TaskVerb) *api.Error {
+	switch {
+	case verb.Kind == "" && (t.Kind != "" || t.Object != ""):
+		return api.Invalid("kind", "is %q, %s is about no single object", t.Kind, t.Verb).Allow("neither kind nor object").On(api.KindTask, t.Name)
+	case t.Kind != verb.Kind:
+		return api.Invalid("kind", "is %q, %s is about a %s", t.Kind, t.Verb, verb.Kind).Allow("%s", verb.Kind).On(api.KindTask, t.Name)
+	case verb.Kind == "":
+		return nil
+	}
+	if tx.row(t.Kind, t.Object) == nil {
+		return api.Errorf(api.CodeNotFound, "does not exist").On(t.Kind, t.Object)
+	}
+	if kind, _ := api.LookupKind(t.Kind); kind.TenantScope {
+		t.Tenant, _ = api.SplitKey(t.Object)
+	}
+	return nil
+}
+
+// taskRules is what must hold for a task of a verb to be taken on, beside what
+// its declaration says. A rule may write other rows in the same entry.
+func taskRules() map[string]func(tx *Tx, t *api.Task) *api.Error {
+	return map[string]func(tx *Tx, t *api.Task) *api.Error{
+		api.TaskRestart: func(tx *Tx, t *api.Task) *api.Error {
+			if vm := VMs.Get(tx, t.Object); !vm.On() {
+				return api.Errorf(api.CodeConflict, "is off").On(api.KindVM, t.Object).Do("start it instead")
+			}
+			return nil
+		},
+		api.TaskStop: func(tx *Tx, t *api.Task) *api.Error {
+			vm := VMs.Get(tx, t.Object)
+			_, err := powerVM(tx, VMPower{Tenant: vm.Tenant, Name: vm.Name, Power: api.PowerOff})
+			return err
+		},
+	}
 }
 
 // TaskDispatch is the body of task.dispatch.

@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"slices"
 	"time"
 
@@ -135,7 +136,7 @@ func (t *tasks) running(s *survey, task *api.Task) {
 	if task.Node == "" && task.Cancel {
 		t.doing.cancel(task.Name)
 	}
-	if task.Kind == api.KindVM && fsm.VMs.Get(s.view, task.Object) == nil {
+	if verb, _ := api.LookupTaskVerb(task.Verb); verb.At == api.TaskAtOwner && fsm.VMs.Get(s.view, task.Object) == nil {
 		report.State, report.Error = api.TaskFailed, gone(task)
 		s.moves = append(s.moves, move{task: task.Name, entries: []fsm.Entry{fsm.FinishTask.Entry(report)}})
 	}
@@ -161,7 +162,7 @@ func (t *tasks) lost(view *fsm.View, task *api.Task) string {
 	case n.Lease != api.NodeLive:
 		return "node " + task.Node + " was lost"
 	}
-	if task.Kind == api.KindVM {
+	if verb, _ := api.LookupTaskVerb(task.Verb); verb.At == api.TaskAtOwner {
 		if i := instanceOf(view, task.Object); i != nil && i.Owner != task.Node {
 			return "the VM left node " + task.Node
 		}
@@ -174,12 +175,7 @@ func (t *tasks) pending(s *survey, task *api.Task) {
 	if t.expired(s, task) {
 		return
 	}
-	var route route
-	if task.Kind == api.KindVM {
-		route = t.routeVM(s.view, task)
-	} else if t.doers(task.Verb) == nil {
-		route.end, route.err = api.TaskFailed, api.Errorf(api.CodeInvalid, "nobody carries out %s of kind %q", task.Verb, task.Kind)
-	}
+	route := t.route(s.view, task)
 	if route.end != "" {
 		s.moves = append(s.moves, t.end(task, route))
 		return
@@ -229,17 +225,46 @@ type route struct {
 	err   *api.Error // with end
 }
 
-// routeVM sends a task about a VM to the node that owns it.
-func (t *tasks) routeVM(view *fsm.View, task *api.Task) route {
+// route tells who should do a pending task.
+func (t *tasks) route(view *fsm.View, task *api.Task) route {
+	verb, known := api.LookupTaskVerb(task.Verb)
+	switch {
+	case known && verb.At == api.TaskAtOwner:
+		return t.routeToOwner(view, task)
+	case known && verb.At == api.TaskAtNode:
+		return routeToNode(view, task)
+	case known && t.doers(task.Verb) != nil:
+		return route{}
+	}
+	return route{end: api.TaskFailed, err: api.Errorf(api.CodeInvalid, "nobody carries out %s of kind %q", task.Verb, task.Kind)}
+}
+
+// routeToNode sends a task to the node that its arguments name.
+func routeToNode(view *fsm.View, task *api.Task) route {
+	var args struct {
+		Node string `json:"node"`
+	}
+	if err := json.Unmarshal(task.Args, &args); err != nil || args.Node == "" {
+		return route{end: api.TaskFailed, err: api.Invalid("args", "name no node").On(api.KindTask, task.Name)}
+	}
+	n := fsm.Nodes.Get(view, args.Node)
+	switch {
+	case n == nil:
+		return route{end: api.TaskFailed, err: api.Errorf(api.CodeNotFound, "is not a member").On(api.KindNode, args.Node)}
+	case n.Lease != api.NodeLive:
+		return route{wait: true} // until it returns, or the deadline
+	}
+	return route{node: n.Name, epoch: n.Epoch}
+}
+
+// routeToOwner sends a task about a VM to the node that owns it.
+func (t *tasks) routeToOwner(view *fsm.View, task *api.Task) route {
 	vm := fsm.VMs.Get(view, task.Object)
 	if vm == nil {
 		return route{end: api.TaskFailed, err: gone(task)}
 	}
 	if task.Verb == api.TaskRestart && !vm.On() {
 		return route{end: api.TaskFailed, err: api.Errorf(api.CodeConflict, "is off").On(api.KindVM, task.Object).Do("start it instead")}
-	}
-	if task.Verb != api.TaskRestart && task.Verb != api.TaskStop {
-		return route{end: api.TaskFailed, err: api.Errorf(api.CodeInvalid, "%s is nothing to do with a VM", task.Verb)}
 	}
 	i := fsm.Instances.Get(view, vm.ID)
 	if i == nil || i.Owner == "" {

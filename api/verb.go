@@ -1,0 +1,46 @@
+package api
+
+import "time"
+
+// Who carries out the tasks of a verb.
+const (
+	TaskAtLeader = "leader" // a loop of the leader
+	TaskAtOwner  = "owner"  // the node that owns the VM
+	TaskAtNode   = "node"   // the node that the argument "node" names
+)
+
+// TaskVerb is what the tasks of one verb have in common. Code that treats tasks
+// alike goes by it: the guard of task.submit, the leader's routing, the API.
+type TaskVerb struct {
+	Name     string
+	Kind     string        // of the object that a task is about; empty: about no single one
+	At       string        // who carries it out
+	Deadline time.Duration // of tasks that name none; 0: TaskDefaultDeadline
+}
+
+// TaskVerbs lists every verb of tasks.
+func TaskVerbs() []TaskVerb {
+	return []TaskVerb{
+		{Name: TaskRestart, Kind: KindVM, At: TaskAtOwner},
+		{Name: TaskStop, Kind: KindVM, At: TaskAtOwner},
+		{Name: TaskApply, At: TaskAtLeader},
+	}
+}
+
+// LookupTaskVerb finds a verb by its name.
+func LookupTaskVerb(name string) (TaskVerb, bool) {
+	for _, v := range TaskVerbs() {
+		if v.Name == name {
+			return v, true
+		}
+	}
+	return TaskVerb{}, false
+}
+
+func taskVerbNames() []string {
+	var names []string
+	for _, v := range TaskVerbs() {
+		names = append(names, v.Name)
+	}
+	return names
+}
