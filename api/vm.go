@@ -1,10 +1,5 @@
 package api
 
-import (
-	"fmt"
-	"net"
-)
-
 // What a user wants of a VM's power.
 const (
 	PowerOn  = "on"
@@ -60,26 +55,6 @@ type DirectBoot struct {
 	Kernel string `json:"kernel"`          // image name
 	Initrd string `json:"initrd,omitzero"` // image name
 	Args   string `json:"args,omitzero"`   // kernel command line
-}
-
-// Disk is one disk of a VM. With Volume it attaches that volume; otherwise the
-// kernel makes a volume named VM-DISK in the same log entry, which goes away
-// with the VM, and fills Volume in.
-type Disk struct {
-	Name      string `json:"name"`
-	Volume    string `json:"volume,omitzero"`
-	Pool      string `json:"pool,omitzero"`       // of a volume to be made; empty: local
-	Image     string `json:"image,omitzero"`      // of a volume to be made: linked clone of it
-	SizeBytes int64  `json:"size_bytes,omitzero"` // of a volume to be made
-	Bus       string `json:"bus,omitzero"`        // virtio (default) or scsi (virtio-scsi)
-	Cache     string `json:"cache,omitzero"`      // none (default), writeback, writethrough
-	ReadOnly  bool   `json:"read_only,omitzero"`
-}
-
-// NIC is one network interface of a VM.
-type NIC struct {
-	Network string `json:"network"`
-	MAC     string `json:"mac,omitzero"` // empty: derived from the VM's ID by the kernel
 }
 
 // CloudInit is what cloud-init in the guest finds on its seed (NoCloud).
@@ -153,62 +128,6 @@ func (v *VM) checkBoot(p *problems) {
 		p.addErr(CheckName("boot.initrd", v.Boot.Initrd))
 	}
 	checkText(p, "boot.args", v.Boot.Args, KernelArgsMax)
-}
-
-func (v *VM) checkDisks(p *problems) {
-	if len(v.Disks) > DisksMax {
-		p.add("disks", "has %d disks", len(v.Disks)).Allow("at most %d", DisksMax)
-		return
-	}
-	names, volumes := map[string]bool{}, map[string]bool{}
-	for i, d := range v.Disks {
-		at := func(field string) string { return fmt.Sprintf("disks[%d].%s", i, field) }
-		p.addErr(CheckName(at("name"), d.Name))
-		if names[d.Name] {
-			p.add(at("name"), "%q is used twice", d.Name)
-		}
-		names[d.Name] = true
-		checkOneOf(p, at("bus"), d.Bus, "", "virtio", "scsi")
-		checkOneOf(p, at("cache"), d.Cache, "", "none", "writeback", "writethrough")
-		if d.Volume != "" {
-			p.addErr(CheckName(at("volume"), d.Volume))
-			if volumes[d.Volume] {
-				p.add(at("volume"), "%q is attached twice", d.Volume)
-			}
-			volumes[d.Volume] = true
-			continue
-		}
-		if d.Pool != "" {
-			p.addErr(CheckName(at("pool"), d.Pool))
-		}
-		if d.Image != "" {
-			p.addErr(CheckName(at("image"), d.Image))
-		}
-		checkVolumeSize(p, at("size_bytes"), d.SizeBytes, d.Image != "")
-	}
-}
-
-func (v *VM) checkNICs(p *problems) {
-	if len(v.NICs) > NICsMax {
-		p.add("nics", "has %d interfaces", len(v.NICs)).Allow("at most %d", NICsMax)
-		return
-	}
-	macs := map[string]bool{}
-	for i, n := range v.NICs {
-		p.addErr(CheckName(fmt.Sprintf("nics[%d].network", i), n.Network))
-		if n.MAC == "" {
-			continue
-		}
-		field := fmt.Sprintf("nics[%d].mac", i)
-		hw, err := net.ParseMAC(n.MAC)
-		if err != nil || len(hw) != 6 || hw.String() != n.MAC || hw[0]&1 != 0 {
-			p.add(field, "is %q", n.MAC).Allow("a unicast address in lower case, as 52:54:00:12:34:56")
-		}
-		if macs[n.MAC] {
-			p.add(field, "%q is used twice", n.MAC)
-		}
-		macs[n.MAC] = true
-	}
 }
 
 func (v *VM) checkPlacement(p *problems) {

@@ -1,8 +1,6 @@
 package libvirt
 
 import (
-	"fmt"
-	"net"
 	"path/filepath"
 	"strings"
 	"time"
@@ -13,18 +11,12 @@ import (
 	"github.com/debvisor/debvisor/plugins"
 )
 
-// seedDev names the drive of the cloud-init seed; no other disk gets it.
-const seedDev = "sdzz"
-
 // The files of one guest below StateDir/ID.
 const (
 	seedFile    = "seed.iso"
 	nvramFile   = "nvram.fd"
 	consoleFile = "console.log"
 )
-
-// scsiUnits is how many drives sit on one virtio-scsi controller here.
-const scsiUnits = 64
 
 // machine is what the machine adds to a DomainSpec.
 type machine struct {
@@ -41,9 +33,7 @@ func checkSpec(spec plugins.DomainSpec, clusterID string) error {
 	if err := checkID(spec.ID); err != nil {
 		return err
 	}
-	wrong := func(field, format string, args ...any) *api.Error {
-		return api.Invalid(field, format, args...).On(api.KindVM, spec.Name)
-	}
+	wrong := func(field, format string, args ...any) *api.Error { return wrongSpec(spec, field, format, args...) }
 	switch {
 	case spec.ClusterID != clusterID:
 		return wrong("cluster_id", "is %q", spec.ClusterID).Allow("%s", clusterID)
@@ -55,10 +45,6 @@ func checkSpec(spec plugins.DomainSpec, clusterID string) error {
 		return wrong("memory_bytes", "is %d", spec.MemoryBytes).Allow("%d to %d", api.MemoryMin, api.MemoryMax)
 	case spec.Firmware != "" && spec.Firmware != "bios" && spec.Firmware != "uefi":
 		return wrong("firmware", "is %q", spec.Firmware).Allow("bios, uefi")
-	case len(spec.Disks) > api.DisksMax:
-		return wrong("disks", "has %d disks", len(spec.Disks)).Allow("at most %d", api.DisksMax)
-	case len(spec.NICs) > api.NICsMax:
-		return wrong("nics", "has %d interfaces", len(spec.NICs)).Allow("at most %d", api.NICsMax)
 	}
 	if b := spec.Boot; b != nil {
 		if !filepath.IsAbs(b.Kernel) || b.Initrd != "" && !filepath.IsAbs(b.Initrd) {
@@ -68,17 +54,14 @@ func checkSpec(spec plugins.DomainSpec, clusterID string) error {
 			return wrong("boot.args", "has %d bytes", len(b.Args)).Allow("at most %d", api.KernelArgsMax)
 		}
 	}
-	for i, d := range spec.Disks {
-		if !filepath.IsAbs(d.Source.Path) || d.Source.Format != api.FormatQCOW2 && d.Source.Format != api.FormatRaw {
-			return wrong(fmt.Sprintf("disks[%d]", i), "its source is not an absolute path with a format")
-		}
+	if err := checkDisks(spec); err != nil {
+		return err
 	}
-	for i, n := range spec.NICs {
-		if hw, err := net.ParseMAC(n.MAC); err != nil || hw.String() != n.MAC || n.Bridge == "" {
-			return wrong(fmt.Sprintf("nics[%d]", i), "has MAC %q and bridge %q", n.MAC, n.Bridge).Allow("a lower-case MAC and the name of a bridge")
-		}
-	}
-	return nil
+	return checkNICs(spec)
+}
+
+func wrongSpec(spec plugins.DomainSpec, field, format string, args ...any) *api.Error {
+	return api.Invalid(field, format, args...).On(api.KindVM, spec.Name)
 }
 
 func checkID(id string) error {
@@ -113,84 +96,15 @@ func buildDomain(spec plugins.DomainSpec, m machine) *domainXML {
 	if b := spec.Boot; b != nil {
 		d.OS.Kernel, d.OS.Initrd, d.OS.Cmdline = b.Kernel, b.Initrd, b.Args
 	}
-	d.addDisks(spec, m.dir)
-	d.addDevices(spec, m.dir)
+	for _, add := range []func(plugins.DomainSpec, machine){
+		d.addDisks, d.addSeed, d.addNICs, d.addSerial, d.addAgent, d.addBalloon, d.addRNG,
+	} {
+		add(spec, m)
+	}
 	w := d.essentials()
 	d.Metadata = &metadataXML{Mark: &mark{
 		XMLName: markName(), Cluster: spec.ClusterID, ID: spec.ID, Gen: spec.Gen, Revision: spec.SpecRevision,
 		Started: m.started.UTC().Format(time.RFC3339Nano), Hash: w.hash(), Wanted: w,
 	}}
 	return d
-}
-
-func (d *domainXML) addDisks(spec plugins.DomainSpec, dir string) {
-	virtio, scsi := 0, 0
-	for i, disk := range spec.Disks {
-		x := diskXML{
-			Type: "file", Device: "disk",
-			Driver: &diskDriverXML{Name: "qemu", Type: disk.Source.Format, Cache: disk.Cache, Discard: "unmap"},
-			Source: &diskSourceXML{File: disk.Source.Path},
-		}
-		if x.Driver.Cache == "" {
-			x.Driver.Cache = "none"
-		}
-		if disk.Bus == "scsi" {
-			x.Target = diskTargetXML{Dev: devName("sd", scsi), Bus: "scsi"}
-			x.Address = &addressXML{Type: "drive", Bus: "0", Target: "0", Unit: scsi}
-			scsi++
-		} else {
-			x.Target = diskTargetXML{Dev: devName("vd", virtio), Bus: "virtio"}
-			virtio++
-		}
-		if disk.ReadOnly {
-			x.ReadOnly = &struct{}{}
-		}
-		if spec.Boot == nil {
-			x.Boot = &bootOrderXML{Order: i + 1}
-		}
-		d.Devices.Disks = append(d.Devices.Disks, x)
-	}
-	if spec.Seed != nil {
-		// On SCSI: the kernels that clouds use have virtio-scsi and often no AHCI.
-		d.Devices.Disks = append(d.Devices.Disks, diskXML{
-			Type: "file", Device: "cdrom",
-			Driver:   &diskDriverXML{Name: "qemu", Type: "raw"},
-			Source:   &diskSourceXML{File: filepath.Join(dir, seedFile)},
-			Target:   diskTargetXML{Dev: seedDev, Bus: "scsi"},
-			ReadOnly: &struct{}{},
-			Address:  &addressXML{Type: "drive", Bus: "0", Target: "0", Unit: scsiUnits - 1},
-		})
-		scsi++
-	}
-	if scsi > 0 {
-		d.Devices.Controllers = append(d.Devices.Controllers, controllerXML{Type: "scsi", Model: "virtio-scsi"})
-	}
-}
-
-func (d *domainXML) addDevices(spec plugins.DomainSpec, dir string) {
-	for _, n := range spec.NICs {
-		d.Devices.Interfaces = append(d.Devices.Interfaces, interfaceXML{
-			Type: "bridge", MAC: &macXML{Address: n.MAC},
-			Source: &interfaceSourceXML{Bridge: n.Bridge}, Model: &modelTypeXML{Type: "virtio"},
-		})
-	}
-	d.Devices.Serials = []serialXML{{
-		Type:   "pty",
-		Log:    &logXML{File: filepath.Join(dir, consoleFile), Append: "on"},
-		Target: &serialTargetXML{Type: "isa-serial"},
-	}}
-	d.Devices.Channels = []channelXML{{Type: "unix", Target: &channelTargetXML{Type: "virtio", Name: agentChannel}}}
-	d.Devices.MemBalloon = &modelXML{Model: "virtio"}
-	d.Devices.RNG = &rngXML{Model: "virtio", Backend: rngBackendXML{Model: "random", Path: "/dev/urandom"}}
-}
-
-const agentChannel = "org.qemu.guest_agent.0"
-
-// devName numbers drives as Linux does: vda … vdz, vdaa …
-func devName(prefix string, n int) string {
-	name := ""
-	for n++; n > 0; n = (n - 1) / 26 {
-		name = string(rune('a'+(n-1)%26)) + name
-	}
-	return prefix + name
 }

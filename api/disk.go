@@ -1,0 +1,50 @@
+package api
+
+import "fmt"
+
+// Disk is one disk of a VM. With Volume it attaches that volume; otherwise the
+// kernel makes a volume named VM-DISK in the same log entry, which goes away
+// with the VM, and fills Volume in.
+type Disk struct {
+	Name      string `json:"name"`
+	Volume    string `json:"volume,omitzero"`
+	Pool      string `json:"pool,omitzero"`       // of a volume to be made; empty: local
+	Image     string `json:"image,omitzero"`      // of a volume to be made: linked clone of it
+	SizeBytes int64  `json:"size_bytes,omitzero"` // of a volume to be made
+	Bus       string `json:"bus,omitzero"`        // virtio (default) or scsi (virtio-scsi)
+	Cache     string `json:"cache,omitzero"`      // none (default), writeback, writethrough
+	ReadOnly  bool   `json:"read_only,omitzero"`
+}
+
+func (v *VM) checkDisks(p *problems) {
+	if len(v.Disks) > DisksMax {
+		p.add("disks", "has %d disks", len(v.Disks)).Allow("at most %d", DisksMax)
+		return
+	}
+	names, volumes := map[string]bool{}, map[string]bool{}
+	for i, d := range v.Disks {
+		at := func(field string) string { return fmt.Sprintf("disks[%d].%s", i, field) }
+		p.addErr(CheckName(at("name"), d.Name))
+		if names[d.Name] {
+			p.add(at("name"), "%q is used twice", d.Name)
+		}
+		names[d.Name] = true
+		checkOneOf(p, at("bus"), d.Bus, "", "virtio", "scsi")
+		checkOneOf(p, at("cache"), d.Cache, "", "none", "writeback", "writethrough")
+		if d.Volume != "" {
+			p.addErr(CheckName(at("volume"), d.Volume))
+			if volumes[d.Volume] {
+				p.add(at("volume"), "%q is attached twice", d.Volume)
+			}
+			volumes[d.Volume] = true
+			continue
+		}
+		if d.Pool != "" {
+			p.addErr(CheckName(at("pool"), d.Pool))
+		}
+		if d.Image != "" {
+			p.addErr(CheckName(at("image"), d.Image))
+		}
+		checkVolumeSize(p, at("size_bytes"), d.SizeBytes, d.Image != "")
+	}
+}
