@@ -71,6 +71,8 @@ type Config struct {
 	Hypervisor plugins.Hypervisor
 	Storage    map[string]plugins.Storage // by driver of the pool
 	Network    plugins.Network
+	Screens    plugins.Screens // nil: the hypervisor shows no displays
+	Logs       plugins.Logs    // nil: the hypervisor keeps no console logs
 
 	// Fetch reads an image from another node. The reader fails when the peer
 	// has not sent all.

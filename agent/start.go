@@ -146,6 +146,7 @@ func (a *Agent) resolve(ctx context.Context, s *sight) (plugins.DomainSpec, []st
 		ID: vm.ID, Name: vm.Tenant + "." + vm.Name, Gen: s.row.Gen, SpecRevision: vm.Modified,
 		CPUs: vm.CPUs, MemoryBytes: vm.MemoryBytes, Firmware: orElse(vm.Firmware, "bios"), SeedID: vm.ID,
 	}
+	spec.Graphics, spec.Video = vm.Screen()
 	if c := fsm.Configs.Get(s.view, api.ConfigName); c != nil {
 		spec.ClusterID = c.ClusterID
 	}

@@ -46,6 +46,8 @@ type VM struct {
 	NICs        []NIC       `json:"nics,omitzero"`
 	CloudInit   *CloudInit  `json:"cloud_init,omitzero"` // seed for the guest (NoCloud); nil: none
 	Placement   Placement   `json:"placement,omitzero"`
+	Graphics    string      `json:"graphics,omitzero"` // how its display is reached: vnc (default) or none
+	Video       string      `json:"video,omitzero"`    // virtio (default with graphics), vga or none
 	HA          string      `json:"ha,omitzero"`       // none (default), lease, storage; kept, not acted upon yet: an operator moves every VM
 	Priority    int         `json:"priority,omitzero"` // higher first when hosts are scarce; -1000 to 1000
 }
@@ -107,6 +109,7 @@ func (v *VM) Validate() error {
 		p.add("memory_bytes", "is %d", v.MemoryBytes).Allow("%d (16 MiB) to %d (64 TiB)", MemoryMin, MemoryMax)
 	}
 	checkOneOf(&p, "firmware", v.Firmware, "", "bios", "uefi")
+	v.checkScreen(&p)
 	checkOneOf(&p, "ha", v.HA, "", HANone, HALease, HAStorage)
 	if v.Priority < -1000 || v.Priority > 1000 {
 		p.add("priority", "is %d", v.Priority).Allow("-1000 to 1000")

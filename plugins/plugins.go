@@ -98,6 +98,8 @@ type DomainSpec struct {
 	Boot         *BootSpec
 	Disks        []DiskSpec
 	NICs         []NICSpec
+	Graphics     string         // api.GraphicsVNC, or none when empty
+	Video        string         // api.VideoVirtio, VideoVGA, or none when empty
 	Seed         *api.CloudInit // nil: no seed
 	SeedID       string         // instance-id of the seed
 }

@@ -130,6 +130,8 @@ func vmBlock() *block {
 		attribute{name: "cpus", shape: integer},
 		attribute{name: "memory", field: "memory_bytes", shape: size},
 		attribute{name: "firmware"},
+		attribute{name: "graphics"},
+		attribute{name: "video"},
 		attribute{name: "ha"},
 		attribute{name: "priority", shape: integer})
 	b.blocks = []block{

@@ -33,6 +33,8 @@ type machine struct {
 	hypervisor plugins.Hypervisor
 	storage    plugins.Storage
 	network    plugins.Network
+	screens    plugins.Screens
+	logs       plugins.Logs
 }
 
 // openMachine opens the adapters and makes the agent on them.
@@ -49,6 +51,7 @@ func (n *node) openMachine() error {
 		}
 		n.machine = m
 		config.Hypervisor, config.Network = m.hypervisor, m.network
+		config.Screens, config.Logs = m.screens, m.logs
 		config.Storage = map[string]plugins.Storage{api.PoolDir: m.storage}
 	}
 	var err error
@@ -106,7 +109,7 @@ func (n *node) openSimulator() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the simulator: %w", err)
 	}
-	return &machine{hypervisor, storage, network}, nil
+	return &machine{hypervisor: hypervisor, storage: storage, network: network, screens: hypervisor, logs: hypervisor}, nil
 }
 
 func (n *node) openLibvirt() (*machine, error) {
@@ -130,7 +133,7 @@ func (n *node) openLibvirt() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
-	return &machine{shared{hypervisor, n.config.Share}, storage, network}, nil
+	return &machine{hypervisor: shared{hypervisor, n.config.Share}, storage: storage, network: network, screens: hypervisor, logs: hypervisor}, nil
 }
 
 // shared is a hypervisor whose machine several nodes share, as those of a

@@ -57,6 +57,9 @@ func checkSpec(spec plugins.DomainSpec, clusterID string) error {
 	if err := checkDisks(spec); err != nil {
 		return err
 	}
+	if err := checkScreen(spec); err != nil {
+		return err
+	}
 	return checkNICs(spec)
 }
 
@@ -97,7 +100,7 @@ func buildDomain(spec plugins.DomainSpec, m machine) *domainXML {
 		d.OS.Kernel, d.OS.Initrd, d.OS.Cmdline = b.Kernel, b.Initrd, b.Args
 	}
 	for _, add := range []func(plugins.DomainSpec, machine){
-		d.addDisks, d.addSeed, d.addNICs, d.addSerial, d.addAgent, d.addBalloon, d.addRNG,
+		d.addDisks, d.addSeed, d.addNICs, d.addSerial, d.addAgent, d.addBalloon, d.addRNG, d.addScreen,
 	} {
 		add(spec, m)
 	}

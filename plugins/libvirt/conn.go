@@ -54,13 +54,18 @@ func (w *watchedConn) Dial() (net.Conn, error) { return w, nil }
 
 // dial connects to the daemon behind socket and opens its system driver.
 func dial(ctx context.Context, socket string) (*conn, error) {
+	return dialWith(ctx, socket, func(plain net.Conn) net.Conn { return plain })
+}
+
+// dialWith lets the caller see what goes over the connection.
+func dialWith(ctx context.Context, socket string, wrap func(net.Conn) net.Conn) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	plain, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	if err != nil {
 		return nil, unreachable(socket, err)
 	}
-	raw := &watchedConn{Conn: plain, dead: make(chan struct{})}
+	raw := &watchedConn{Conn: wrap(plain), dead: make(chan struct{})}
 	c := &conn{api: libvirt.NewWithDialer(raw), raw: raw, calls: make(chan struct{}, callsMax)}
 	// The library knows no context: closing the connection ends its wait.
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })

@@ -94,6 +94,9 @@ type devicesXML struct {
 	Channels    []channelXML    `xml:"channel"`
 	MemBalloon  *modelXML       `xml:"memballoon"`
 	RNG         *rngXML         `xml:"rng"`
+	Inputs      []inputXML      `xml:"input"`
+	Graphics    []graphicsXML   `xml:"graphics"`
+	Videos      []videoXML      `xml:"video"`
 }
 
 // encode renders the domain and reads it back. What does not survive, such as

@@ -56,3 +56,6 @@ func Usable(addresses ...string) []string {
 	}
 	return usable([]libvirt.DomainInterface{i})
 }
+
+// ToPNG converts a picture of the daemon.
+func ToPNG(raw []byte) ([]byte, error) { return toPNG(raw) }
