@@ -54,6 +54,7 @@ func (a *Agent) follow(ctx context.Context) error {
 			return nil
 		case <-advanced:
 		}
+		a.queue.committed()
 	}
 }
 
@@ -217,7 +218,7 @@ func (a *Agent) handle(ctx context.Context, j job) verdict {
 		v.err = a.reconcilePools(ctx)
 	}
 	if _, ok := errors.AsType[*proposeError](v.err); ok || errors.Is(v.err, errUnregistered) {
-		v.max = proposeAgain
+		v.max, v.deaf = proposeAgain, undecided(v.err)
 	}
 	if errors.Is(v.err, errAgain) {
 		return verdict{after: time.Millisecond}

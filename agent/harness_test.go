@@ -24,7 +24,7 @@ import (
 
 const (
 	clusterID = "11111111-1111-4111-8111-111111111111"
-	patience  = 90 * time.Second
+	patience  = 30 * time.Second
 )
 
 // log applies proposals straight to a state machine, as a cluster of one would.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -332,5 +333,33 @@ func TestConsoleIsOfOwnGuestsOnly(t *testing.T) {
 	}
 	if _, err := h.agent.Console(t.Context(), "0b7e4a52-5b7c-4f0e-9d0a-3c1f5e1f0a11", true); api.CodeOf(err) != api.CodeNotFound {
 		t.Fatalf("got %v, want not_found", err)
+	}
+}
+
+// A backoff that has grown while nothing was committed does not hold up what
+// can be told as soon as something is.
+func TestWhatWentUnheardIsToldWithTheNextCommits(t *testing.T) {
+	t.Parallel()
+	h := one(t)
+	id := h.run(vm("web"))
+	var refused, renewals, late atomic.Int64
+	twist := func(e fsm.Entry) (bool, error) {
+		switch {
+		case e.Op == fsm.RenewNodes.Op():
+			renewals.Add(1)
+		case e.Op == fsm.ReportInstance.Op() && refused.Load() < 5:
+			refused.Add(1)
+			renewals.Store(0)
+			return false, noLeader()
+		case e.Op == fsm.ReportInstance.Op():
+			late.CompareAndSwap(0, renewals.Load())
+		}
+		return true, nil
+	}
+	h.log.twist.Store(&twist)
+	h.power("web", api.PowerOff)
+	h.untilState(id, api.InstanceStopped)
+	if got := late.Load(); got > 30 {
+		t.Errorf("%d renewals were committed before the report was proposed again, want as many as pass in a quarter of a second", got)
 	}
 }

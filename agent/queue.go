@@ -12,8 +12,9 @@ import (
 type queue struct {
 	mu    sync.Mutex // guards all below
 	items map[string]*item
-	ready []string      // in the order of arrival
-	token chan struct{} // holds one while something is ready
+	deaf  map[string]time.Time // keys whose proposal got no answer: when they may come again because something was committed
+	ready []string             // in the order of arrival
+	token chan struct{}        // holds one while something is ready
 }
 
 type item struct {
@@ -26,7 +27,7 @@ type item struct {
 }
 
 func newQueue() *queue {
-	return &queue{items: map[string]*item{}, token: make(chan struct{}, 1)}
+	return &queue{items: map[string]*item{}, deaf: map[string]time.Time{}, token: make(chan struct{}, 1)}
 }
 
 // add asks for work on the key.
@@ -58,6 +59,7 @@ func (q *queue) addLocked(key string) {
 		i.timer.Stop()
 		i.timer = nil
 	}
+	delete(q.deaf, key)
 	switch {
 	case i.active:
 		i.again = true
@@ -117,6 +119,7 @@ type verdict struct {
 	err   error         // nil: done for the present
 	after time.Duration // with or without err: come again after that; 0 with err: after a backoff
 	max   time.Duration // of the backoff
+	deaf  bool          // the cluster gave no answer: come again as soon as something is committed
 }
 
 const (
@@ -144,6 +147,9 @@ func (q *queue) done(key string, v verdict) (news bool) {
 		i.again = false
 		q.addLocked(key)
 	case v.after > 0:
+		if v.deaf {
+			q.deaf[key] = time.Now().Add(backoffMin)
+		}
 		i.alarm++
 		number := i.alarm
 		i.timer = time.AfterFunc(v.after, func() { q.ring(key, number) })
@@ -159,6 +165,20 @@ func (q *queue) ring(key string, number uint64) {
 	defer q.mu.Unlock()
 	if i := q.items[key]; i != nil && i.timer != nil && i.alarm == number {
 		q.addLocked(key)
+	}
+}
+
+// committed adds the keys that wait for the cluster to answer again: something
+// was committed, so it does. One that has just failed waits for its alarm, or
+// for the next commit.
+func (q *queue) committed() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := time.Now()
+	for key, from := range q.deaf {
+		if !now.Before(from) {
+			q.addLocked(key)
+		}
 	}
 }
 
