@@ -25,7 +25,7 @@ func (a *Agent) pool(view *fsm.View, name string) (plugins.Storage, plugins.Pool
 	if storage == nil {
 		return nil, plugins.PoolSpec{}, api.Errorf(api.CodeUnavailable, "node %s has no driver %q", a.config.Name, p.Driver).On(api.KindPool, name)
 	}
-	spec := plugins.PoolSpec{Name: name, Path: p.Path, ReserveBytes: p.ReserveBytes}
+	spec := plugins.PoolSpec{Name: name, Path: p.Path, Shared: p.Shared, ReserveBytes: p.ReserveBytes}
 	if spec.Path == "" {
 		spec.Path = filepath.Join(a.config.DataDir, "pools", name)
 	}
@@ -75,8 +75,13 @@ func (a *Agent) volumeSource(ctx context.Context, view *fsm.View, volume *api.Vo
 		return plugins.Source{}, fmt.Errorf("list pool %s: %w", volume.Pool, err)
 	}
 	for _, found := range listed {
-		if found.Kind == api.KindVolume {
+		switch {
+		case found.Kind != api.KindVolume:
+		case found.Damage == "":
 			a.stored.put(found.ID, found.Source)
+		case found.ID == volume.ID:
+			return plugins.Source{}, api.Errorf(api.CodeUnavailable, "its file %s is damaged: %s", found.Source.Path, found.Damage).
+				On(api.KindVolume, api.Key(volume.Tenant, volume.Name)).Do("bring the file back from a backup, or delete the volume")
 		}
 	}
 	if source, ok := a.stored.find(volume.ID); ok {
@@ -135,6 +140,12 @@ func (a *Agent) reconcilePools(ctx context.Context) error {
 }
 
 func (a *Agent) reconcileStored(ctx context.Context, p *api.Pool, found plugins.Stored) error {
+	if found.Damage != "" {
+		if a.seen.first("damaged/" + p.Name + "/" + found.Kind + "/" + found.ID) {
+			a.log.Error("a file in a pool is damaged", "pool", p.Name, "kind", found.Kind, "id", found.ID, "path", found.Source.Path, "error", found.Damage)
+		}
+		return nil
+	}
 	view := a.view()
 	for r := range fsm.Replicas.By(view, "of_id", found.ID) {
 		if r.Node == a.config.Name || p.Shared {

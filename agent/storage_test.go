@@ -145,6 +145,30 @@ func TestMissingFileIsNeverReplacedByAnEmptyOne(t *testing.T) {
 	h.untilState(id, api.InstanceRunning)
 }
 
+func TestDamagedFileStopsItsOwnGuestOnly(t *testing.T) {
+	t.Parallel()
+	h := one(t)
+	web, db := h.run(vm("web")), h.run(vm("db"))
+	for name, id := range map[string]string{"web": web, "db": db} {
+		h.power(name, api.PowerOff)
+		h.untilState(id, api.InstanceStopped)
+	}
+	h.end()
+	volume := fsm.Volumes.Get(h.log.f.Read(), "default/web-root")
+	file := filepath.Join(h.dir, "pools", fsm.DefaultPool, "volumes", volume.ID+".qcow2")
+	if err := os.WriteFile(file, make([]byte, 512), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	h.power("web", api.PowerOn)
+	h.power("db", api.PowerOn)
+	h.untilState(db, api.InstanceRunning)
+	h.until("the reason names the volume", func(v *fsm.View) bool {
+		i := fsm.Instances.Get(v, web)
+		return i.State == api.InstanceFailed && strings.Contains(i.Reason, "volume/default/web-root") && strings.Contains(i.Reason, "damaged")
+	})
+}
+
 func TestLeftoversAreLeftAlone(t *testing.T) {
 	t.Parallel()
 	_, hosts := newLog(t, "node1")

@@ -10,7 +10,7 @@ type Pool struct {
 	Meta
 	Driver       string   `json:"driver"`                 // dir
 	Path         string   `json:"path,omitzero"`          // absolute; empty: pools/NAME below the node's data directory
-	Shared       bool     `json:"shared,omitzero"`        // every node sees the same files (NFS, cluster file system)
+	Shared       bool     `json:"shared,omitzero"`        // every node sees the same files (NFS, cluster file system): path is a mount point, or has a file .debvisor-shared
 	Nodes        []string `json:"nodes,omitzero"`         // names of the nodes that have it; empty: all
 	ReserveBytes int64    `json:"reserve_bytes,omitzero"` // new volumes leave this much free
 }

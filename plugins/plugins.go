@@ -133,7 +133,9 @@ type NICSpec struct {
 
 // Storage keeps volumes and images in one kind of pool on this machine.
 type Storage interface {
-	// Status measures the pool and makes it where it is missing.
+	// Status measures the pool and makes it where it is missing. No method makes
+	// the directory of a shared pool: a file system that is not mounted here is
+	// CodeUnavailable.
 	Status(ctx context.Context, pool PoolSpec) (api.PoolStatus, error)
 
 	// CreateVolume makes the volume, or finds the one of that ID. With Image it is
@@ -157,7 +159,9 @@ type Storage interface {
 	// clones is CodeConflict.
 	DeleteImage(ctx context.Context, pool PoolSpec, id string) error
 
-	// List tells everything stored in the pool, ordered by kind and ID.
+	// List tells everything stored in the pool, ordered by kind and ID. A file
+	// that cannot be used is in it, with its Damage; all other methods treat it
+	// as an error.
 	List(ctx context.Context, pool PoolSpec) ([]Stored, error)
 }
 
@@ -165,6 +169,7 @@ type Storage interface {
 type PoolSpec struct {
 	Name         string
 	Path         string // absolute directory
+	Shared       bool   // several machines see the same files there
 	ReserveBytes int64
 }
 
@@ -191,6 +196,7 @@ type Stored struct {
 	Source    Source
 	SizeBytes int64 // virtual
 	UsedBytes int64
+	Damage    string // why the file cannot be used; empty: it can. The sizes are not known then
 }
 
 // Network makes what NICs plug into.

@@ -48,7 +48,7 @@ func createPoolCommand(a *app) *cobra.Command {
 			f := cmd.Flags()
 			f.StringVar(&p.Driver, "driver", p.Driver, "dir")
 			f.StringVar(&p.Path, "path", "", "absolute directory on every node (default: below the data directory)")
-			f.BoolVar(&p.Shared, "shared", false, "every node sees the same files there")
+			f.BoolVar(&p.Shared, "shared", false, "every node sees the same files there: a mount point, or a directory with a file .debvisor-shared")
 			f.StringSliceVar(&p.Nodes, "node", nil, "only this node has it; may be repeated")
 			f.StringVar(&reserve, "reserve", "", "new volumes leave this much free, as 10GiB")
 			_ = cmd.RegisterFlagCompletionFunc("node", a.completeNames(nodes()))

@@ -135,6 +135,11 @@ func openPool(ctx context.Context, spec plugins.PoolSpec) (*pool, error) {
 	if !filepath.IsAbs(spec.Path) || filepath.Clean(spec.Path) != spec.Path || spec.Path == "/" {
 		return nil, api.Invalid("path", "is %q", spec.Path).Allow("a clean absolute path below the root").On(api.KindPool, spec.Name)
 	}
+	if spec.Shared {
+		if err := checkShared(spec); err != nil {
+			return nil, err
+		}
+	}
 	for _, dir := range []string{imagesDir, volumesDir} {
 		if err := os.MkdirAll(filepath.Join(spec.Path, dir), dirMode); err != nil {
 			return nil, api.Errorf(api.CodeUnavailable, "its directory cannot be made: %v", err).On(api.KindPool, spec.Name).
@@ -214,11 +219,16 @@ func (p *pool) find(kind, id string) (plugins.Stored, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
+		if err == nil && stored.Damage != "" {
+			return plugins.Stored{}, damaged(p.PoolSpec, stored)
+		}
 		return stored, err
 	}
 	return plugins.Stored{}, api.Errorf(api.CodeNotFound, "is not in pool %s of this node", p.Name).On(kind, id)
 }
 
+// describe tells what a file is; it is an error only when the file cannot be
+// looked at.
 func (p *pool) describe(kind, name string) (plugins.Stored, error) {
 	id, format, _ := strings.Cut(name, ".")
 	path := filepath.Join(folder(kind), name)
@@ -241,7 +251,8 @@ func (p *pool) describe(kind, name string) (plugins.Stored, error) {
 	if format == api.FormatQCOW2 {
 		head, err := readHead(f)
 		if err != nil {
-			return plugins.Stored{}, fmt.Errorf("%s %s: %w", kind, id, err)
+			stored.SizeBytes, stored.UsedBytes, stored.Damage = 0, 0, err.Error()
+			return stored, nil
 		}
 		stored.SizeBytes = head.sizeBytes
 	}

@@ -191,3 +191,55 @@ func TestTheImagesOfQemuImgAreTaken(t *testing.T) {
 		}
 	}
 }
+
+// What is written below a mount point whose file system is away is on this
+// machine alone, and out of sight once it is back.
+func TestSharedPoolIsNeverMadeWhereItsMountIsMissing(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	absent := plugins.PoolSpec{Name: "nfs", Path: filepath.Join(t.TempDir(), "absent"), Shared: true}
+	empty := plugins.PoolSpec{Name: "nfs", Path: t.TempDir(), Shared: true}
+	volume := plugins.VolumeSpec{ID: uuid.NewString(), SizeBytes: api.MiB, Format: api.FormatQCOW2}
+	for _, pool := range []plugins.PoolSpec{absent, empty} {
+		_, status := s.Status(t.Context(), pool)
+		_, listed := s.List(t.Context(), pool)
+		_, made := s.CreateVolume(t.Context(), pool, volume)
+		for _, err := range []error{status, listed, made} {
+			if e := api.AsError(err); api.CodeOf(err) != api.CodeUnavailable || !strings.Contains(e.Next, "mount") {
+				t.Errorf("%s: got %v, want CodeUnavailable that says to mount it", pool.Path, err)
+			}
+		}
+	}
+	if _, err := os.Stat(absent.Path); !os.IsNotExist(err) {
+		t.Errorf("the directory was made: %v", err)
+	}
+	if left, err := os.ReadDir(empty.Path); err != nil || len(left) > 0 {
+		t.Errorf("something was written: %v %v", left, err)
+	}
+	if err := os.WriteFile(filepath.Join(empty.Path, dir.SharedMark), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.CreateVolume(t.Context(), empty, volume); err != nil {
+		t.Errorf("a marked directory is refused: %v", err)
+	}
+}
+
+func TestSharedPoolOnAMountPointNeedsNoMark(t *testing.T) {
+	s := open(t)
+	if os.Geteuid() != 0 {
+		t.Skip("requires root to mount a file system")
+	}
+	path := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=8m", "debvisor-test", path).CombinedOutput(); err != nil {
+		t.Skipf("requires the right to mount a file system: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", path).CombinedOutput(); err != nil {
+			t.Errorf("umount: %v: %s", err, out)
+		}
+	})
+	pool := plugins.PoolSpec{Name: "nfs", Path: path, Shared: true}
+	if _, err := s.Status(t.Context(), pool); err != nil {
+		t.Errorf("a mounted pool is refused: %v", err)
+	}
+}

@@ -35,6 +35,7 @@ func Storage(t *testing.T, open func(t testing.TB) plugins.Storage) {
 		{"ClonesKeepTheirImage", s.clones},
 		{"BadImagesAreRefused", s.badImages},
 		{"BadRequestsAreRefused", s.badRequests},
+		{"OneDamagedFileHidesNoOther", s.damaged},
 		{"ReserveIsKept", s.reserve},
 		{"MakersOfOneThingAgree", s.parallel},
 		{"EndedContextsLeaveNothing", s.contexts},
@@ -327,6 +328,37 @@ func (s *storageSuite) badRequests(t *testing.T) {
 	wantCode(t, err, api.CodeInvalid, "a relative pool")
 	if left := files(t, pool); len(left) > 0 {
 		t.Errorf("refused requests left files: %v", left)
+	}
+}
+
+func (s *storageSuite) damaged(t *testing.T) {
+	store, pool := s.open(t), newPool(t)
+	var made []plugins.Stored
+	for range 3 {
+		v, err := store.CreateVolume(t.Context(), pool, plugins.VolumeSpec{ID: uuid.NewString(), SizeBytes: api.MiB, Format: api.FormatQCOW2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, v)
+	}
+	if err := os.WriteFile(made[1].Source.Path, []byte("what a disk full of zeros leaves"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	listed, err := store.List(t.Context(), pool)
+	if err != nil || len(listed) != len(made) {
+		t.Fatalf("List of a pool with a damaged volume: %d of %d, %v", len(listed), len(made), err)
+	}
+	for _, found := range listed {
+		if bad := found.ID == made[1].ID; bad != (found.Damage != "") || found.Kind != api.KindVolume || found.Source.Path == "" {
+			t.Errorf("volume %s, damaged: %t, is listed as %+v", found.ID, bad, found)
+		}
+	}
+	again := plugins.VolumeSpec{ID: made[1].ID, SizeBytes: api.MiB, Format: api.FormatQCOW2}
+	if found, err := store.CreateVolume(t.Context(), pool, again); err == nil {
+		t.Errorf("CreateVolume finds the damaged volume and calls it good: %+v", found)
+	}
+	if err := store.DeleteVolume(t.Context(), pool, made[1].ID); err != nil {
+		t.Errorf("DeleteVolume of a damaged volume: %v", err)
 	}
 }
 

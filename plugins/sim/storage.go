@@ -218,21 +218,23 @@ func (s *Storage) List(ctx context.Context, pool plugins.PoolSpec) ([]plugins.St
 	defer func() { _ = root.Close() }()
 	var out []plugins.Stored
 	for _, kind := range []struct {
-		dir  string
-		find func(*os.Root, plugins.PoolSpec, string) (plugins.Stored, error)
-	}{{imagesDir, findImage}, {volumesDir, findVolume}} {
+		kind, dir string
+		find      func(*os.Root, plugins.PoolSpec, string) (plugins.Stored, error)
+	}{{api.KindImage, imagesDir, findImage}, {api.KindVolume, volumesDir, findVolume}} {
 		names, err := objects(root, kind.dir)
 		if err != nil {
 			return nil, err
 		}
 		slices.Sort(names)
 		for _, name := range names {
-			stored, err := kind.find(root, pool, strings.TrimSuffix(name, filepath.Ext(name)))
+			id, format, _ := strings.Cut(name, ".")
+			stored, err := kind.find(root, pool, id)
 			if api.CodeOf(err) == api.CodeNotFound {
 				continue // removed since it was listed
 			}
 			if err != nil {
-				return nil, err
+				source := plugins.Source{Path: filepath.Join(pool.Path, kind.dir, name), Format: format}
+				stored = plugins.Stored{Kind: kind.kind, ID: id, Source: source, Damage: err.Error()}
 			}
 			out = append(out, stored)
 		}
