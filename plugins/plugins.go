@@ -45,9 +45,10 @@ type Hypervisor interface {
 
 	// Events delivers a hint whenever a domain of ours changed, at most a
 	// second late. The channel closes when the connection breaks or ctx ends;
-	// the caller lists anew and calls again. Hints may repeat, may be merged. A
-	// guest that ends while a daemon that came back takes it up may go without
-	// one: list again for some seconds after connecting.
+	// the caller lists anew and calls again. Hints may repeat, may be merged. There
+	// is none about a guest that ended while the hypervisor was away, nor about one
+	// that ends before a daemon that came back has taken it up again, which may be
+	// after it lists it as running: list again for some seconds after connecting.
 	Events(ctx context.Context) (<-chan Event, error)
 
 	// Console opens the serial console of an executing guest, beginning with

@@ -11,40 +11,6 @@ import (
 	"github.com/debvisor/debvisor/plugins"
 )
 
-// hints merges events per domain until the reader takes them, so that a slow
-// reader costs at most one entry a domain.
-type hints struct {
-	mu      sync.Mutex // guards pending and order
-	pending map[string]plugins.Event
-	order   []string
-	ready   chan struct{} // holds a token while something is pending
-}
-
-func (q *hints) add(e plugins.Event) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if _, waiting := q.pending[e.ID]; !waiting {
-		q.order = append(q.order, e.ID)
-	}
-	q.pending[e.ID] = e
-	select {
-	case q.ready <- struct{}{}:
-	default:
-	}
-}
-
-func (q *hints) take() []plugins.Event {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	var out []plugins.Event
-	for _, id := range q.order {
-		out = append(out, q.pending[id])
-	}
-	q.order = nil
-	clear(q.pending)
-	return out
-}
-
 // Events implements plugins.Hypervisor. It has a connection of its own: the
 // library delivers all events of a connection through one goroutine, and a
 // reader that gives up must not leave subscriptions behind.
@@ -62,7 +28,7 @@ func (h *Hypervisor) Events(ctx context.Context) (<-chan plugins.Event, error) {
 		own.close()
 		return nil, err
 	}
-	q := &hints{pending: map[string]plugins.Event{}, ready: make(chan struct{}, 1)}
+	q := plugins.NewHints()
 	var readers sync.WaitGroup
 	for _, source := range sources {
 		readers.Go(func() {
@@ -72,38 +38,23 @@ func (h *Hypervisor) Events(ctx context.Context) (<-chan plugins.Event, error) {
 		})
 	}
 	out := make(chan plugins.Event)
+	while, cancel := context.WithCancel(ctx)
+	readers.Go(func() { // a broken connection ends the delivery
+		defer cancel()
+		select {
+		case <-while.Done():
+		case <-own.raw.dead:
+		case <-c.raw.dead:
+		}
+	})
 	go func() {
 		defer close(out)
 		defer readers.Wait()
 		defer own.close()
-		q.deliver(ctx, out, own.raw.dead, c.raw.dead)
+		defer cancel()
+		q.Deliver(while, out)
 	}()
 	return out, nil
-}
-
-func (q *hints) deliver(ctx context.Context, out chan<- plugins.Event, dead, mainDead <-chan struct{}) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-dead:
-			return
-		case <-mainDead:
-			return
-		case <-q.ready:
-		}
-		for _, e := range q.take() {
-			select {
-			case out <- e:
-			case <-ctx.Done():
-				return
-			case <-dead:
-				return
-			case <-mainDead:
-				return
-			}
-		}
-	}
 }
 
 // notice is one event of libvirt.
@@ -188,7 +139,7 @@ func otherNotice(event any) notice {
 
 // hint passes on what concerns a domain of ours. One that was never seen is
 // looked at, because others may have defined it with our mark.
-func (h *Hypervisor) hint(ctx context.Context, c *conn, q *hints, n notice) {
+func (h *Hypervisor) hint(ctx context.Context, c *conn, q *plugins.Hints, n notice) {
 	if n.id == "" {
 		return
 	}
@@ -205,5 +156,5 @@ func (h *Hypervisor) hint(ctx context.Context, c *conn, q *hints, n notice) {
 		}
 		h.remember(n.id)
 	}
-	q.add(plugins.Event{ID: n.id, Change: n.change})
+	q.Add(plugins.Event{ID: n.id, Change: n.change})
 }

@@ -46,6 +46,9 @@ type Hypervisors struct {
 	// Break cuts every adapter that is open off from the machine; Heal ends that.
 	// Guests go on.
 	Break, Heal func(t testing.TB)
+	// TakenUp waits until the machine below the adapter follows the guest again
+	// after Heal, as far as that is later than listing it; nil: it is not.
+	TakenUp func(t testing.TB, id string)
 }
 
 // Hypervisor checks one adapter. It uses one or two guests at a time. The
@@ -532,16 +535,32 @@ func (s *hypervisorSuite) broken(t *testing.T) {
 	if err != nil {
 		t.Fatalf("Events after the connection healed: %v", err)
 	}
-	// A daemon that has just come back takes up its guests one by one, and libvirt
-	// gives no event for a guest that ends while it is taken up: whoever connects
-	// lists again a few times. A guest that is started now is told about.
+	if s.TakenUp != nil {
+		s.TakenUp(t, spec.ID)
+	}
 	if err := h.Stop(t.Context(), spec.ID, 0); err != nil {
 		t.Fatal(err)
 	}
+	awaitEvent(t, events, spec.ID)
 	if err := h.Start(t.Context(), spec); err != nil {
 		t.Fatal(err)
 	}
 	awaitEvent(t, events, spec.ID)
+	s.diedUnseen(t, h, spec.ID)
+}
+
+// diedUnseen ends the guest while the hypervisor is away. Nothing tells of it;
+// every listing shows it.
+func (s *hypervisorSuite) diedUnseen(t *testing.T, h plugins.Hypervisor, id string) {
+	s.Break(t)
+	s.Kill(t, id)
+	s.Heal(t)
+	d := await(t, h, id, "failed after it died unseen", func(d *plugins.Domain) bool {
+		return d != nil && d.State != api.InstanceRunning
+	})
+	if d.State != api.InstanceFailed || d.Reason != "crashed" {
+		t.Errorf("a guest that died unseen is %+v, want failed because it crashed", d)
+	}
 }
 
 func (s *hypervisorSuite) contexts(t *testing.T) {
