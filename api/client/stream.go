@@ -17,8 +17,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/coder/websocket"
-
 	"github.com/debvisor/debvisor/api"
 )
 
@@ -217,38 +215,6 @@ func (c *Client) VerifyAudit(ctx context.Context, progress func(api.AuditReport)
 		return &last, last.Error
 	}
 	return &last, nil
-}
-
-// Console opens the serial console of a VM's guest; replay sends first what it
-// printed before. It ends with ctx, or when either side closes it.
-func (c *Client) Console(ctx context.Context, tenant, name string, replay bool) (io.ReadWriteCloser, error) {
-	q := tenantQuery(tenant)
-	if replay {
-		q.Set("replay", "true")
-	}
-	header := http.Header{"User-Agent": {c.cfg.Agent}}
-	if c.cfg.Key != "" {
-		header.Set("Authorization", "Bearer "+c.cfg.Key)
-	}
-	var last error
-	first := int(c.last.Load())
-	for n := range c.addresses {
-		at := (first + n) % len(c.addresses)
-		target := c.addresses[at] + "/v1/vms/" + url.PathEscape(name) + "/console?" + q.Encode()
-		conn, resp, err := websocket.Dial(ctx, target, &websocket.DialOptions{HTTPClient: c.upgrade, HTTPHeader: header})
-		if err == nil {
-			c.last.Store(int64(at))
-			return websocket.NetConn(ctx, conn, websocket.MessageBinary), nil
-		}
-		last = &failure{err, c.addresses[at]}
-		if resp != nil && resp.StatusCode >= 400 {
-			last = problem(resp, c.addresses[at])
-		}
-		if !retryable(last) {
-			return nil, last
-		}
-	}
-	return nil, final(last, "", false)
 }
 
 // UploadImage sends the bytes of an image that exists in the catalogue. open

@@ -16,33 +16,65 @@ import (
 // consoleBytesMax is the longest message of a console's client.
 const consoleBytesMax = 64 << 10
 
+// displayProtocol is the subprotocol that VNC viewers in browsers ask for.
+const displayProtocol = "binary"
+
 type consoleInput struct {
 	Name   string `path:"name" maxLength:"63" doc:"name of the VM"`
 	Tenant string `query:"tenant" maxLength:"63" doc:"of the VM; default when left out"`
 	Replay bool   `query:"replay" doc:"send first what the guest printed before"`
+	Ticket string `query:"ticket" maxLength:"192" doc:"a console ticket instead of a key; better sent as the subprotocol debvisor.ticket.TICKET"`
 }
 
-// console joins a WebSocket and the guest's serial console until either ends,
-// the key is revoked, or the node shuts down.
+type displayInput struct {
+	Name   string `path:"name" maxLength:"63" doc:"name of the VM"`
+	Tenant string `query:"tenant" maxLength:"63" doc:"of the VM; default when left out"`
+	Ticket string `query:"ticket" maxLength:"192" doc:"a console ticket instead of a key; better sent as the subprotocol debvisor.ticket.TICKET"`
+}
+
+// placedVM finds a VM that has a host.
+func (x *exchange) placedVM(name string) (*api.VM, *api.Instance, error) {
+	view, err := x.barrier(ReadOptions{})
+	if err != nil {
+		return nil, nil, err
+	}
+	key := api.Key(x.tenant, name)
+	vm := fsm.VMs.Get(view, key)
+	if vm == nil {
+		return nil, nil, api.Errorf(api.CodeNotFound, "does not exist").On(api.KindVM, key)
+	}
+	if x.ticketVM != "" && vm.ID != x.ticketVM {
+		return nil, nil, foreignTicket() // another VM has this name now
+	}
+	instance := fsm.Instances.Get(view, vm.ID)
+	if instance == nil || instance.Owner == "" {
+		return nil, nil, api.Errorf(api.CodeConflict, "has no host, so there is nothing to see").On(api.KindVM, key).Do("see why with: debvisor why vm/%s", name)
+	}
+	return vm, instance, nil
+}
+
+// console joins a WebSocket and the guest's serial console.
 func (x *exchange) console(in *consoleInput) error {
+	return x.openConsole(in.Name, ConsoleOptions{Kind: api.ConsoleSerial, Replay: in.Replay}, streamProtocol)
+}
+
+// display joins a WebSocket and the guest's display.
+func (x *exchange) display(in *displayInput) error {
+	return x.openConsole(in.Name, ConsoleOptions{Kind: api.ConsoleVNC}, displayProtocol, streamProtocol)
+}
+
+// openConsole joins both until either ends, the VM moves, the key is revoked,
+// or the node shuts down.
+func (x *exchange) openConsole(name string, o ConsoleOptions, protocols ...string) error {
 	if !upgrade(x.r) {
 		return withStatus(http.StatusUpgradeRequired, api.Errorf(api.CodeInvalid, "this route is a WebSocket").Do("use: debvisor vm console NAME"))
 	}
 	if err := x.checkOrigin(); err != nil {
 		return err
 	}
-	view, err := x.barrier(ReadOptions{})
+	vm, instance, err := x.placedVM(name)
 	if err != nil {
 		return err
-	}
-	key := api.Key(x.tenant, in.Name)
-	vm := fsm.VMs.Get(view, key)
-	if vm == nil {
-		return api.Errorf(api.CodeNotFound, "does not exist").On(api.KindVM, key)
-	}
-	instance := fsm.Instances.Get(view, vm.ID)
-	if instance == nil || instance.Owner == "" {
-		return api.Errorf(api.CodeConflict, "has no host, so there is no console").On(api.KindVM, key).Do("see why with: debvisor why vm/%s", in.Name)
 	}
 	x.leaveSlot()
 	leave, err := x.s.streams.enter()
@@ -53,29 +85,29 @@ func (x *exchange) console(in *consoleInput) error {
 	// The request's context does not outlive the upgrade.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(x.ctx()))
 	defer cancel()
-	guest, err := x.s.cfg.Consoles.Open(ctx, vm, instance, in.Replay)
+	guest, err := x.s.cfg.Consoles.Open(ctx, vm, instance, o)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = guest.Close() }()
-	conn, err := x.accept()
+	conn, err := x.accept(protocols...)
 	if err != nil {
 		return nil //nolint:nilerr // Accept has answered
 	}
 	conn.SetReadLimit(consoleBytesMax)
-	x.pump(ctx, conn, guest)
+	x.pump(ctx, conn, guest, instance)
 	return nil
 }
 
-func (x *exchange) accept() (*websocket.Conn, error) {
+func (x *exchange) accept(protocols ...string) (*websocket.Conn, error) {
 	return websocket.Accept(x.w, x.r, &websocket.AcceptOptions{
-		Subprotocols:       []string{streamProtocol},
+		Subprotocols:       protocols,
 		InsecureSkipVerify: true, // checkOrigin has looked, more strictly
 	})
 }
 
 // pump copies both ways until one side ends, or the console must.
-func (x *exchange) pump(ctx context.Context, conn *websocket.Conn, guest io.ReadWriteCloser) {
+func (x *exchange) pump(ctx context.Context, conn *websocket.Conn, guest io.ReadWriteCloser, instance *api.Instance) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended, stop := context.WithCancel(ctx)
 	var group sync.WaitGroup
@@ -87,7 +119,7 @@ func (x *exchange) pump(ctx context.Context, conn *websocket.Conn, guest io.Read
 		defer stop()
 		fromGuest(ctx, conn, guest)
 	})
-	status, reason := x.untilCut(ended)
+	status, reason := x.untilCut(ended, instance)
 	_ = guest.Close()
 	_ = conn.Close(status, reason)
 	cancel()
@@ -122,19 +154,27 @@ func sendBytes(ctx context.Context, conn *websocket.Conn, data []byte) error {
 	return conn.Write(ctx, websocket.MessageBinary, data)
 }
 
-// untilCut blocks until one side of the console has ended, or the key is
-// revoked, or the node shuts down. It says how to close the WebSocket.
-func (x *exchange) untilCut(ended context.Context) (websocket.StatusCode, string) {
+// untilCut blocks until one side of the console has ended, or the VM has
+// another owner, or the key is revoked, or the node shuts down. It says how to
+// close the WebSocket.
+func (x *exchange) untilCut(ended context.Context, instance *api.Instance) (websocket.StatusCode, string) {
 	check := time.NewTicker(rightsCheckInterval)
 	defer check.Stop()
 	for {
+		over := ended.Err() != nil
 		view := x.s.cfg.Cluster.State().Read()
-		if err := x.stillIn(view); err != nil {
+		now := fsm.Instances.Get(view, instance.Name)
+		switch err := x.stillIn(view); {
+		case err != nil:
 			return websocket.StatusPolicyViolation, "the key was revoked or has expired"
+		case now != nil && now.Owner != "" && now.Owner != instance.Owner:
+			return api.ConsoleMoved, "the VM moved to node " + now.Owner
+		case over:
+			return websocket.StatusNormalClosure, "the console ended"
 		}
 		select {
 		case <-ended.Done():
-			return websocket.StatusNormalClosure, "the console ended"
+		case <-fsm.Instances.WatchKey(view, instance.Name):
 		case <-x.keyWatch(view):
 		case <-check.C:
 		case <-x.s.cfg.Shutdown:

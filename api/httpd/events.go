@@ -288,7 +288,7 @@ func (x *exchange) socketEvents(f *filter, from uint64) error {
 	if err := x.checkOrigin(); err != nil {
 		return err
 	}
-	conn, err := x.accept()
+	conn, err := x.accept(streamProtocol)
 	if err != nil {
 		return nil //nolint:nilerr // Accept has answered
 	}

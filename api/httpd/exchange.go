@@ -24,6 +24,7 @@ type exchange struct {
 	requestID  string
 	idempotent bool // the client chose the request ID
 	who        principal
+	ticketVM   string   // ID of the VM of the ticket that the request came with
 	kind       api.Kind // that the request is about
 	tenant     string   // of the request, for tenant-scoped kinds
 	slot       func()   // gives the place among the running requests back; nil once done

@@ -127,8 +127,16 @@ func (c *fake) Verify(_ context.Context, progress func(uint64)) (api.AuditReport
 	return api.AuditReport{Records: 2, First: 1, Last: 2}, nil
 }
 
-func (c *fake) Open(context.Context, *api.VM, *api.Instance, bool) (io.ReadWriteCloser, error) {
+func (c *fake) Open(context.Context, *api.VM, *api.Instance, httpd.ConsoleOptions) (io.ReadWriteCloser, error) {
 	return c.consoles()
+}
+
+func (c *fake) Screenshot(_ context.Context, vm *api.VM, _ *api.Instance) ([]byte, error) {
+	return []byte("picture of " + vm.Name), nil
+}
+
+func (c *fake) Log(_ context.Context, _ *api.VM, i *api.Instance, q api.LogQuery) (*api.ConsoleLog, error) {
+	return &api.ConsoleLog{Node: i.Owner, Lines: []string{fmt.Sprintf("%d %s", q.Tail, q.Grep)}}, nil
 }
 
 func (c *fake) Import(_ context.Context, image *api.Image, r io.Reader) error {
@@ -201,7 +209,13 @@ type server struct {
 
 func newServer(tb testing.TB, change ...func(*httpd.Config)) *server {
 	tb.Helper()
-	c := newFake(tb)
+	return newFake(tb).serve(change...)
+}
+
+// serve is the API of one node of the fake cluster.
+func (c *fake) serve(change ...func(*httpd.Config)) *server {
+	tb := c.tb
+	tb.Helper()
 	cfg := c.config()
 	for _, f := range change {
 		f(&cfg)

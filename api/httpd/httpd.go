@@ -92,11 +92,6 @@ type Journal interface {
 	Verify(ctx context.Context, progress func(records uint64)) (api.AuditReport, error)
 }
 
-// Consoles opens the serial console of a guest, on whichever node it runs.
-type Consoles interface {
-	Open(ctx context.Context, vm *api.VM, instance *api.Instance, replay bool) (io.ReadWriteCloser, error)
-}
-
 // Images stores the bytes of an image that is in the catalogue.
 type Images interface {
 	// Import reads the image to its end and verifies size and checksum.
@@ -122,7 +117,9 @@ type Config struct {
 	Placements func(view *fsm.View, vms []*api.VM) []api.PlannedPlacement
 	Backup     func(ctx context.Context, w io.Writer, passphrase string) error
 	// Token makes a join token: the entry that makes it valid, and its text.
-	Token    func(life time.Duration, witness bool) (fsm.Entry, string, error)
+	Token func(life time.Duration, witness bool) (fsm.Entry, string, error)
+	// Redeem shows a ticket to the node that issued it; nil: there is no other.
+	Redeem   func(ctx context.Context, node string, claim TicketClaim) (TicketGrant, error)
 	Registry prometheus.Gatherer // nil: the API's own metrics only
 	Panel    http.Handler        // nil: a page that says how to build it
 	// LeaderContact is the time since this node last knew the leader's state to
@@ -150,6 +147,7 @@ type Server struct {
 	metrics   *metrics
 	document  []byte // OpenAPI
 	fixed     fixedHeaders
+	tickets   *tickets
 	requests  gate
 	waits     gate
 	streams   gate
@@ -181,7 +179,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("http api: %w", err)
 	}
 	s := &Server{cfg: cfg, policies: policies, log: cfg.Logger, router: mux.NewRouter().SkipClean(true), resources: resources(),
-		metrics: newMetrics(), requests: newGate("requests", RequestsMax), waits: newGate("blocking queries", WaitsMax),
+		metrics: newMetrics(), tickets: newTickets(), requests: newGate("requests", RequestsMax), waits: newGate("blocking queries", WaitsMax),
 		streams: newGate("streams", StreamsMax), uploads: newGate("uploads and backups", UploadsMax), applies: newGate("large applies", AppliesMax)}
 	s.fixed = fixedHeaders{version: []string{cfg.Version}, sniff: []string{"nosniff"}, cache: []string{"no-store"},
 		policy: []string{"default-src 'none'; frame-ancestors 'none'"}}

@@ -34,6 +34,7 @@ type route struct {
 	answer  any    // zero value of the JSON answer; nil: none or not JSON
 	media   string // type of an answer that is not JSON
 	status  int    // of success; 0: 200
+	console string // kind of console, where a ticket takes the place of a key
 
 	deprecated Deprecation
 }
@@ -106,7 +107,7 @@ func (d Deprecation) announce(h http.Header) {
 
 func (s *Server) register() error {
 	var all []error
-	for _, part := range []func() error{s.registerResources, s.registerVMs, s.registerNodes, s.registerSecrets, s.registerTasks,
+	for _, part := range []func() error{s.registerResources, s.registerVMs, s.registerConsoles, s.registerNodes, s.registerSecrets, s.registerTasks,
 		s.registerApply, s.registerHistory, s.registerEvents, s.registerImages, s.registerCluster, s.registerHealth} {
 		all = append(all, part())
 	}
@@ -198,7 +199,11 @@ func (x *exchange) admit() error {
 	if x.route.right.Scope == authz.ScopePublic {
 		return nil
 	}
-	if err := x.authenticate(); err != nil {
+	if ticket := givenTicket(x.r); x.route.console != "" && ticket != "" {
+		if err := x.admitTicket(ticket); err != nil {
+			return err
+		}
+	} else if err := x.authenticate(); err != nil {
 		return err
 	}
 	if x.route.right.Scope == authz.ScopeSelf {

@@ -30,10 +30,7 @@ func (s *Server) registerVMs() error {
 	return errors.Join(
 		handle(s, verb("start", authz.Start, "Start a VM"), func(x *exchange, in *vmInput) error { return x.power(in, api.PowerOn) }),
 		handle(s, verb("stop", authz.Stop, "Stop a VM"), func(x *exchange, in *vmInput) error { return x.power(in, api.PowerOff) }),
-		handle(s, verb("restart", authz.Restart, "Restart a VM"), (*exchange).restart),
-		handle(s, route{method: http.MethodGet, path: "/v1/vms/{name}/console", right: authz.Right{Verb: authz.Console, Kind: api.KindVM, Scope: authz.ScopeTenant},
-			media: "application/octet-stream", status: http.StatusSwitchingProtocols, summary: "Talk to a VM's serial console",
-			about: "A WebSocket whose binary messages are the bytes of the console."}, (*exchange).console))
+		handle(s, verb("restart", authz.Restart, "Restart a VM"), (*exchange).restart))
 }
 
 // power sets what the user wants of the VM's power. A forced stop is a task,

@@ -118,6 +118,7 @@ type node struct {
 	renewals *renewals
 	machine  *machine // nil on a witness
 	agent    *agent.Agent
+	api      *httpd.Server
 	http     *http.Server
 	caughtUp atomic.Bool   // once since the start the state was the leader's
 	stopping chan struct{} // closed when streams and waits must end
@@ -183,7 +184,8 @@ func openNode(a *app, config nodeConfig) (*node, error) {
 // assemble makes the parts that need the server.
 func (n *node) assemble() error {
 	n.tunnels = &tunnels{server: n.server, logger: n.logger.Named("tunnel"), services: map[string]tunnelService{
-		tunnelConsole: n.serveConsole, tunnelImage: n.serveImage, tunnelRenew: n.serveRenewals, tunnelStatus: n.serveStatus,
+		tunnelConsole: n.serveConsole, tunnelScreen: n.serveScreenshot, tunnelLog: n.serveLog, tunnelTicket: n.serveTicket,
+		tunnelImage: n.serveImage, tunnelRenew: n.serveRenewals, tunnelStatus: n.serveStatus,
 	}}
 	n.gossip = &gossiper{server: n.server, logger: n.logger.Named("gossip")}
 	n.renewals = &renewals{node: n}
@@ -197,6 +199,7 @@ func (n *node) assemble() error {
 	if err != nil {
 		return err
 	}
+	n.api = handler
 	n.http = httpd.NewServer(handler, n.logger.Named("http"))
 	return nil
 }

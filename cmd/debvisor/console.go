@@ -27,23 +27,37 @@ type consoleOptions struct {
 	noInput bool
 	until   string
 	timeout time.Duration
+	vnc     bool
+	listen  string // of the proxy for a VNC viewer
 }
 
 func consoleCommand(a *app) *cobra.Command {
 	var o consoleOptions
 	cmd := &cobra.Command{
-		Use: "console NAME", Short: "Open the serial console of a VM",
+		Use: "console NAME", Short: "Open the serial console of a VM, or its display",
 		Long: `Opens the serial console of a VM. On a terminal, Ctrl-] leaves it. Elsewhere the
-input is copied to the guest and its output here, until either ends.`,
-		Example: "  debvisor vm console web\n  debvisor vm console web --replay --no-input --until 'login:' --timeout 2m",
-		Args:    exactly("NAME"), ValidArgsFunction: a.completeNames(vms()),
+input is copied to the guest and its output here, until either ends. When the VM
+moves to another node, the console is opened there again.
+
+With --vnc it waits for VNC viewers on this machine, and joins each with the
+VM's display, until it is told to stop. On a port, which other users of the
+machine could reach too, it asks the viewer for the password that it prints; a
+unix socket is yours alone.`,
+		Example: "  debvisor vm console web\n  debvisor vm console web --replay --no-input --until 'login:' --timeout 2m\n" +
+			"  debvisor vm console web --vnc\n  debvisor vm console web --vnc --listen unix:/run/user/1000/web.sock",
+		Args: exactly("NAME"), ValidArgsFunction: a.completeNames(vms()),
 		RunE: a.with(func(ctx context.Context, c *client.Client, args []string) error {
 			if o.timeout > 0 {
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeoutCause(ctx, o.timeout, errConsoleTimeout)
 				defer cancel()
 			}
-			conn, err := c.Console(ctx, a.tenantName(), args[0], o.replay)
+			if o.vnc {
+				return a.serveDisplay(ctx, c, args[0], o.listen)
+			}
+			conn, err := openMoving(ctx, a.notef, func(again bool) (io.ReadWriteCloser, error) {
+				return c.Console(ctx, a.tenantName(), args[0], o.replay && !again)
+			})
 			if err != nil {
 				return err
 			}
@@ -54,6 +68,8 @@ input is copied to the guest and its output here, until either ends.`,
 	f.BoolVar(&o.replay, "replay", false, "begin with what the log kept")
 	f.BoolVar(&o.noInput, "no-input", false, "send nothing to the guest")
 	f.StringVar(&o.until, "until", "", "leave when the guest has printed this text")
+	f.BoolVar(&o.vnc, "vnc", false, "open the display, for a VNC viewer on this machine")
+	f.StringVar(&o.listen, "listen", "127.0.0.1:0", "with --vnc: where the viewer connects to: a loopback HOST:PORT, or unix:PATH")
 	f.DurationVar(&o.timeout, "timeout", 0, "leave after this time; with --until that is an error (default: never)")
 	return cmd
 }

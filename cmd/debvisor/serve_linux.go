@@ -25,6 +25,7 @@ func (n *node) newAPI(registry *prometheus.Registry) (*httpd.Server, error) {
 		Cluster:       replica{n.server},
 		Journal:       history{n.server.Journal(), n.server},
 		Consoles:      consoles{n},
+		Redeem:        n.redeemTicket,
 		Images:        imageStore{n},
 		Status:        n.clusterStatus,
 		Ready:         n.unready,
@@ -78,38 +79,6 @@ func (h history) At(ctx context.Context, kind, key string, index uint64) (json.R
 func (h history) Verify(ctx context.Context, progress func(records uint64)) (api.AuditReport, error) {
 	v, err := h.server.VerifyJournal(ctx, progress)
 	return api.AuditReport{Records: v.Records, Done: err == nil, First: v.First, Last: v.Last, Head: v.Head}, err
-}
-
-// consoleRequest is the argument of the tunnel service "console".
-type consoleRequest struct {
-	VM     string `json:"vm"` // ID
-	Replay bool   `json:"replay,omitzero"`
-}
-
-// consoles opens consoles here, or through a tunnel on the node that runs the
-// guest.
-type consoles struct{ n *node }
-
-// Open implements httpd.Consoles.
-func (c consoles) Open(ctx context.Context, vm *api.VM, instance *api.Instance, replay bool) (io.ReadWriteCloser, error) {
-	in := consoleRequest{VM: vm.ID, Replay: replay}
-	if instance.Owner == c.n.server.Self().Name {
-		return c.n.agent.Console(ctx, in.VM, in.Replay)
-	}
-	return c.n.tunnels.dial(ctx, instance.Owner, tunnelConsole, in)
-}
-
-// serveConsole is the tunnel service that opens a console for another node.
-func (n *node) serveConsole(ctx context.Context, _ string, argument json.RawMessage) (func(context.Context, net.Conn), error) {
-	var in consoleRequest
-	if err := json.Unmarshal(argument, &in); err != nil {
-		return nil, api.Invalid("argument", "is no console request")
-	}
-	console, err := n.agent.Console(ctx, in.VM, in.Replay)
-	if err != nil {
-		return nil, err
-	}
-	return func(_ context.Context, conn net.Conn) { copyBoth(conn, console) }, nil
 }
 
 // imageStore stores uploaded images on this node.

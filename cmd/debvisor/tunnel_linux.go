@@ -30,10 +30,13 @@ const (
 
 // The services that nodes offer one another over tunnels.
 const (
-	tunnelConsole = "console" // argument: consoleRequest
-	tunnelImage   = "image"   // argument: ID of an image in the caller's need
-	tunnelRenew   = "renew"   // leases: a line with a renewal each way, many times
-	tunnelStatus  = "status"  // the cluster as the leader sees it
+	tunnelConsole = "console"        // argument: consoleRequest
+	tunnelScreen  = "screenshot"     // argument: ID of a VM; the answer is in pieces
+	tunnelLog     = "console-log"    // argument: logRequest
+	tunnelTicket  = "console-ticket" // argument: httpd.TicketClaim
+	tunnelImage   = "image"          // argument: ID of an image in the caller's need
+	tunnelRenew   = "renew"          // leases: a line with a renewal each way, many times
+	tunnelStatus  = "status"         // the cluster as the leader sees it
 )
 
 // tunnelRequest is the first line of a tunnel.

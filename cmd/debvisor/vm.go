@@ -154,7 +154,7 @@ func vmCommand(a *app) *cobra.Command {
 				return c.RestartVM(ctx, a.tenantName(), name, force, o...)
 			},
 		}),
-		n.deleteCommand(a, " and the disks made for them"), consoleCommand(a))
+		n.deleteCommand(a, " and the disks made for them"), consoleCommand(a), logCommand(a), screenshotCommand(a))
 }
 
 // power is one of the verbs that change whether a guest executes.
