@@ -39,6 +39,9 @@ type Instance struct {
 	Drift         []string  `json:"drift,omitzero"`          // what differs from the tables, and what happens about it
 	Restarts      uint64    `json:"restarts,omitzero"`       // starts by the agent after the guest ended by itself
 	RestartedTask string    `json:"restarted_task,omitzero"` // last restart task that was carried out
+
+	Migration     *Migration `json:"migration,omitzero"`      // nil: it does not move
+	MigrationNote string     `json:"migration_note,omitzero"` // why the last one was given up; empty once one succeeded
 }
 
 // Validate implements Object.

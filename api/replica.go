@@ -24,6 +24,7 @@ type Replica struct {
 	Reason    string `json:"reason,omitzero"`
 	SizeBytes int64  `json:"size_bytes,omitzero"` // virtual size
 	UsedBytes int64  `json:"used_bytes,omitzero"` // on disk
+	From      string `json:"from,omitzero"`       // node whose migrating guest fills it: no copy of the volume before that is done
 }
 
 // ReplicaName is the name of the replica of an object on a node.

@@ -19,6 +19,7 @@ const (
 	TaskRestart = "vm.restart" // stop and start the guest; args: {"force": bool}
 	TaskStop    = "vm.stop"    // force the guest off now; the VM's power is set to off in the same entry
 	TaskApply   = "apply"      // the rest of a large apply
+	TaskMigrate = "vm.migrate" // move the executing guest to another node; args: MigrateArgs
 )
 
 // Limits of tasks.
@@ -49,6 +50,7 @@ type Task struct {
 	Step      string          `json:"step,omitzero"`       // what it does now, for people
 	Cancel    bool            `json:"cancel,omitzero"`     // cancellation was asked for
 	Error     *Error          `json:"error,omitzero"`
+	Decision  *Decision       `json:"decision,omitzero"` // where to, of a vm.migrate: made by the leader at each dispatch
 	StartedAt time.Time       `json:"started_at,omitzero"`
 	EndedAt   time.Time       `json:"ended_at,omitzero"`
 }

@@ -24,6 +24,7 @@ func TaskVerbs() []TaskVerb {
 		{Name: TaskRestart, Kind: KindVM, At: TaskAtOwner},
 		{Name: TaskStop, Kind: KindVM, At: TaskAtOwner},
 		{Name: TaskApply, At: TaskAtLeader},
+		{Name: TaskMigrate, Kind: KindVM, At: TaskAtOwner, Deadline: MigrationDeadline},
 	}
 }
 

@@ -182,6 +182,9 @@ var ForgetInstance = effect("instance.forget", func(tx *Tx, in InstanceEnd) *api
 	if _, err := ownedInstance(tx, in.VM, in.Gen, in.Node, in.Epoch); err != nil {
 		return err
 	}
+	if m := Instances.Get(tx, in.VM).Migration; m != nil {
+		return api.Errorf(api.CodeConflict, "migrates to %s", m.To).On(api.KindInstance, in.VM)
+	}
 	if vm := first(VMs.By(tx, "id_of", in.VM)); vm != nil {
 		return api.Errorf(api.CodeConflict, "vm %s/%s exists", vm.Tenant, vm.Name).On(api.KindInstance, in.VM)
 	}

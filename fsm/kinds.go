@@ -25,7 +25,13 @@ var (
 		indexed("image", bootImagesOf))
 	Instances = table[api.Instance](api.KindInstance,
 		indexed("owner", func(i *api.Instance) []string { return []string{i.Owner} }),
-		indexed("vm", func(i *api.Instance) []string { return []string{i.VM} }))
+		indexed("vm", func(i *api.Instance) []string { return []string{i.VM} }),
+		indexed("arriving", func(i *api.Instance) []string {
+			if i.Migration == nil {
+				return nil
+			}
+			return []string{i.Migration.To}
+		}))
 	Replicas = table[api.Replica](api.KindReplica,
 		indexed("node", func(r *api.Replica) []string { return []string{r.Node} }),
 		indexed("of_id", func(r *api.Replica) []string { return []string{r.OfID} }),
@@ -63,6 +69,7 @@ func transitions() []erasable {
 		CreateKey, DeleteKey, CreateToken, DeleteToken, TrimTokens,
 		JoinNode, RegisterNode, ReportNode, RenewNodes, ExpireNode, ConfirmOffNode, ScheduleNode, SetVoter, RemoveNode,
 		PowerVM, AssignInstance, HoldInstance, ReportInstance, ForgetInstance,
+		BeginMigration, CommitMigration, AbortMigration,
 		ReportReplica, ForgetReplica,
 		SubmitTask, DispatchTask, ReportTask, ReleaseTask, FinishTask, CancelTask, ExpireTask, TrimTasks,
 	}

@@ -225,23 +225,32 @@ var ConfirmOffNode = transition("node.confirm_off", Nodes, func(tx *Tx, in NodeC
 	}
 	n := *have
 	n.Lease = api.NodeFenced
-	disown(tx, n.Name, "its host "+n.Name+" is off")
+	endArrivals(tx, n.Name)
+	disown(tx, n.Name, "its host "+n.Name+" is off", true)
 	return Nodes.put(tx, n), nil
 }).forUsers()
 
 // disown takes every instance from its owner. The instances of deleted VMs go.
-func disown(tx *Tx, node, reason string) {
+// With arrivals, one that migrates keeps its owner until the destination is
+// known to have let go of it as well.
+func disown(tx *Tx, node, reason string, arrivals bool) {
 	var owned []api.Instance
 	for i := range Instances.By(tx, "owner", node) {
 		owned = append(owned, *i)
 	}
 	for _, i := range owned {
+		if i.Migration != nil && arrivals {
+			m := *i.Migration
+			m.FromOff = true
+			i.Migration, i.Reason = &m, reason
+			Instances.put(tx, i)
+			continue
+		}
 		if first(VMs.By(tx, "id_of", i.Name)) == nil {
 			Instances.delete(tx, i.Name)
 			continue
 		}
-		i.Owner, i.OwnerEpoch, i.State, i.Reason, i.Addresses = "", 0, api.InstancePending, reason, nil
-		Instances.put(tx, i)
+		Instances.put(tx, ownerless(i, reason))
 	}
 }
 
@@ -305,7 +314,16 @@ var RemoveNode = effect("node.remove", func(tx *Tx, in NodeRemove) *api.Error {
 	if Nodes.Len(tx) == 1 {
 		return api.Errorf(api.CodeConflict, "is the last node").On(api.KindNode, in.Node)
 	}
+	for i := range Instances.By(tx, "owner", in.Node) {
+		if i.Migration != nil {
+			return api.Errorf(api.CodeConflict, "vm %s migrates from it to %s", i.VM, i.Migration.To).On(api.KindNode, in.Node).
+				Do("wait until the migration has ended; if the machine is off for good, confirm that first: debvisor node confirm-off %s", in.Node)
+		}
+	}
 	if !in.Force {
+		for i := range Instances.By(tx, "arriving", in.Node) {
+			return api.Errorf(api.CodeConflict, "vm %s migrates to it", i.VM).On(api.KindNode, in.Node).Do("wait until the migration has ended, or cancel it")
+		}
 		for i := range Instances.By(tx, "owner", in.Node) {
 			return api.Errorf(api.CodeConflict, "owns vm %s", i.VM).On(api.KindNode, in.Node).
 				Do("delete or move its VMs first; if the machine is off for good, repeat with force")
@@ -326,7 +344,8 @@ var RemoveNode = effect("node.remove", func(tx *Tx, in NodeRemove) *api.Error {
 
 func removeNode(tx *Tx, name, reason string) *api.Error {
 	n := Nodes.Get(tx, name)
-	disown(tx, name, "its host "+name+" was removed")
+	endArrivals(tx, name)
+	disown(tx, name, "its host "+name+" was removed", false)
 	loseReplicas(tx, name)
 	if RemovedNodes.Len(tx) >= RemovedNodesMax {
 		return api.Errorf(api.CodeLimit, "%d removed nodes are remembered", RemovedNodesMax)
@@ -351,7 +370,7 @@ func loseReplicas(tx *Tx, node string) {
 	}
 	for _, r := range had {
 		pool := Pools.Get(tx, r.Pool)
-		if r.Kind != api.KindVolume || r.Delete || r.State == api.ReplicaPending || pool != nil && pool.Shared {
+		if r.Kind != api.KindVolume || r.Delete || r.State == api.ReplicaPending || r.From != "" || pool != nil && pool.Shared {
 			Replicas.delete(tx, r.Name)
 			continue
 		}

@@ -89,6 +89,7 @@ func taskRules() map[string]func(tx *Tx, t *api.Task) *api.Error {
 			_, err := powerVM(tx, VMPower{Tenant: vm.Tenant, Name: vm.Name, Power: api.PowerOff})
 			return err
 		},
+		api.TaskMigrate: submitMigration,
 	}
 }
 
@@ -98,6 +99,8 @@ type TaskDispatch struct {
 	Node    string `json:"node,omitzero"` // empty: the leader does it
 	Epoch   uint64 `json:"epoch"`         // of the node, or the leader's term
 	Attempt int    `json:"attempt"`       // as the leader saw it
+
+	Decision *api.Decision `json:"decision,omitzero"` // of a vm.migrate: where to
 }
 
 // DispatchTask writes a pending task to a node.
@@ -115,6 +118,11 @@ var DispatchTask = transition("task.dispatch", Tasks, func(tx *Tx, in TaskDispat
 		}
 	}
 	t.State, t.Node, t.Epoch, t.Attempt, t.StartedAt = api.TaskRunning, in.Node, in.Epoch, t.Attempt+1, tx.Time
+	if t.Decision = in.Decision; t.Decision != nil {
+		decision := *in.Decision
+		decision.At = tx.Time
+		t.Decision = &decision
+	}
 	return Tasks.put(tx, *t), nil
 })
 

@@ -97,7 +97,7 @@ func wantReplica(tx *Tx, v *api.Volume, node string) {
 func placeVolume(tx *Tx, v *api.Volume, node string) *api.Error {
 	pool := Pools.Get(tx, v.Pool)
 	for r := range Replicas.By(tx, "of_id", v.ID) {
-		if r.Delete {
+		if r.Delete || r.From != "" {
 			continue
 		}
 		if r.Node == node || pool != nil && pool.Shared {

@@ -216,6 +216,9 @@ func checkInstances(view *fsm.View) error {
 		for range fsm.VMs.By(view, "id_of", i.Name) {
 			exists = true
 		}
+		if err := checkMigration(view, i); err != nil {
+			return err
+		}
 		if i.Owner == "" {
 			if !exists {
 				return fmt.Errorf("instance %s belongs to no VM and no node", i.Name)
@@ -233,13 +236,18 @@ func checkInstances(view *fsm.View) error {
 func checkReplicas(view *fsm.View) error {
 	volumes := map[string]string{}
 	for r := range fsm.Replicas.All(view) {
-		if r.Name != api.ReplicaName(r.OfID, r.Node) || fsm.Nodes.Get(view, r.Node) == nil {
+		if r.Name != api.ReplicaName(r.OfID, r.Node) || fsm.Nodes.Get(view, r.Node) == nil && r.State != api.ReplicaLost {
 			return fmt.Errorf("replica %s lies on the missing node %q", r.Name, r.Node)
 		}
 		if fsm.Pools.Get(view, r.Pool) == nil {
 			return fmt.Errorf("replica %s lies in the missing pool %q", r.Name, r.Pool)
 		}
-		if r.Delete {
+		if r.From != "" {
+			if err := checkFilled(view, r); err != nil {
+				return err
+			}
+		}
+		if r.Delete || r.From != "" {
 			continue
 		}
 		exists := false
@@ -259,6 +267,31 @@ func checkReplicas(view *fsm.View) error {
 		if !exists {
 			return fmt.Errorf("replica %s is wanted for the missing %s %s", r.Name, r.Kind, r.Of)
 		}
+	}
+	return nil
+}
+
+// checkFilled: a copy that a migration fills belongs to one that is under way,
+// or is to be removed.
+func checkFilled(view *fsm.View, r *api.Replica) error {
+	if r.Delete {
+		return nil
+	}
+	for i := range fsm.Instances.By(view, "arriving", r.Node) {
+		if i.Owner == r.From && slices.Contains(i.Migration.Volumes, r.OfID) {
+			return nil
+		}
+	}
+	return fmt.Errorf("replica %s is filled from %s by no migration", r.Name, r.From)
+}
+
+func checkMigration(view *fsm.View, i *api.Instance) error {
+	m := i.Migration
+	if m == nil {
+		return nil
+	}
+	if to := fsm.Nodes.Get(view, m.To); i.Owner == "" || m.To == i.Owner || to == nil || to.Witness || m.ToEpoch > to.Epoch {
+		return fmt.Errorf("instance %s of %q migrates to %q at epoch %d, which is %+v", i.Name, i.Owner, m.To, m.ToEpoch, to)
 	}
 	return nil
 }

@@ -63,6 +63,8 @@ func weight(op string) int {
 		return 3
 	case fsm.VMs.Kind() + ".put":
 		return 40
+	case fsm.BeginMigration.Op(), fsm.CommitMigration.Op(): // most of them are what must come before
+		return 50
 	case fsm.AssignInstance.Op(), fsm.RegisterNode.Op(), fsm.RenewNodes.Op(), fsm.JoinNode.Op(), fsm.DispatchTask.Op(),
 		fsm.ForgetInstance.Op(), fsm.ReportInstance.Op(), fsm.Networks.Kind() + ".put", fsm.Images.Kind() + ".put":
 		return 20

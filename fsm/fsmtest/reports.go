@@ -136,18 +136,21 @@ func workMakers() map[string]func(*Generator) fsm.Entry {
 			id, gen := g.instance(func(i *api.Instance) bool { return i.Owner == "" })
 			return fsm.HoldInstance.Entry(fsm.Hold{VM: id, Gen: gen, Decision: api.Decision{Summary: "no node fits: " + g.text()}})
 		},
-		fsm.ReportInstance.Op(): (*Generator).reportInstance,
-		fsm.ForgetInstance.Op(): (*Generator).forgetInstance,
-		fsm.ReportReplica.Op():  (*Generator).reportReplica,
-		fsm.ForgetReplica.Op():  (*Generator).forgetReplica,
-		fsm.SubmitTask.Op():     (*Generator).submit,
-		fsm.DispatchTask.Op():   (*Generator).dispatch,
-		fsm.ReportTask.Op():     func(g *Generator) fsm.Entry { return fsm.ReportTask.Entry(g.taskReport()) },
-		fsm.ReleaseTask.Op():    func(g *Generator) fsm.Entry { return fsm.ReleaseTask.Entry(g.taskReport()) },
-		fsm.FinishTask.Op():     func(g *Generator) fsm.Entry { return fsm.FinishTask.Entry(g.taskReport()) },
-		fsm.CancelTask.Op():     func(g *Generator) fsm.Entry { return fsm.CancelTask.Entry(fsm.TaskName{Name: g.task()}) },
-		fsm.ExpireTask.Op():     func(g *Generator) fsm.Entry { return fsm.ExpireTask.Entry(fsm.TaskName{Name: g.task()}) },
-		fsm.TrimTasks.Op():      func(*Generator) fsm.Entry { return fsm.TrimTasks.Entry(fsm.TasksTrim{}) },
+		fsm.ReportInstance.Op():  (*Generator).reportInstance,
+		fsm.ForgetInstance.Op():  (*Generator).forgetInstance,
+		fsm.BeginMigration.Op():  (*Generator).beginMigration,
+		fsm.CommitMigration.Op(): (*Generator).commitMigration,
+		fsm.AbortMigration.Op():  (*Generator).abortMigration,
+		fsm.ReportReplica.Op():   (*Generator).reportReplica,
+		fsm.ForgetReplica.Op():   (*Generator).forgetReplica,
+		fsm.SubmitTask.Op():      (*Generator).submit,
+		fsm.DispatchTask.Op():    (*Generator).dispatch,
+		fsm.ReportTask.Op():      func(g *Generator) fsm.Entry { return fsm.ReportTask.Entry(g.taskReport()) },
+		fsm.ReleaseTask.Op():     func(g *Generator) fsm.Entry { return fsm.ReleaseTask.Entry(g.taskReport()) },
+		fsm.FinishTask.Op():      func(g *Generator) fsm.Entry { return fsm.FinishTask.Entry(g.taskReport()) },
+		fsm.CancelTask.Op():      func(g *Generator) fsm.Entry { return fsm.CancelTask.Entry(fsm.TaskName{Name: g.task()}) },
+		fsm.ExpireTask.Op():      func(g *Generator) fsm.Entry { return fsm.ExpireTask.Entry(fsm.TaskName{Name: g.task()}) },
+		fsm.TrimTasks.Op():       func(*Generator) fsm.Entry { return fsm.TrimTasks.Entry(fsm.TasksTrim{}) },
 	}
 }
 
@@ -249,12 +252,15 @@ func (g *Generator) forgetReplica() fsm.Entry {
 }
 
 func (g *Generator) submit() fsm.Entry {
-	in := fsm.TaskSubmit{Name: fmt.Sprintf("task-%d", g.serial), Verb: pick(g, api.TaskRestart, api.TaskStop, api.TaskApply, api.TaskApply, "vm.fly"), Args: pick(g, nil, raw(map[string]bool{"force": true}))}
+	in := fsm.TaskSubmit{Name: fmt.Sprintf("task-%d", g.serial), Verb: pick(g, api.TaskRestart, api.TaskStop, api.TaskApply, api.TaskMigrate, api.TaskMigrate, "vm.fly"), Args: pick(g, nil, raw(map[string]bool{"force": true}))}
 	if vm := row(g, list(fsm.VMs, g.view)); vm != nil && in.Verb != api.TaskApply {
 		in.Kind, in.Object = api.KindVM, api.Key(vm.Tenant, vm.Name)
 	}
+	if in.Verb == api.TaskMigrate {
+		in.Args = pick(g, nil, raw(api.MigrateArgs{Node: g.node(), CopyStorage: true}), raw(api.MigrateArgs{BandwidthBytesMax: -1}))
+	}
 	if g.chance(3) {
-		in.Deadline = g.now.Add(time.Duration(g.source.IntN(26)) * time.Hour)
+		in.Deadline = g.now.Add(pick(g, time.Duration(g.source.IntN(26))*time.Hour, 2*time.Second)) // the short ones expire
 	}
 	return fsm.SubmitTask.Entry(in)
 }
@@ -280,6 +286,7 @@ func (g *Generator) dispatch() fsm.Entry {
 	}
 	if t := fsm.Tasks.Get(g.view, in.Name); t != nil {
 		in.Attempt = t.Attempt
+		g.toOwner(t, &in)
 	}
 	return fsm.DispatchTask.Entry(in)
 }
