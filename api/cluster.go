@@ -2,15 +2,16 @@ package api
 
 // ClusterStatus is how the cluster looks from the node that was asked.
 type ClusterStatus struct {
-	ClusterID      string   `json:"cluster_id"`
-	Region         string   `json:"region"`
-	Leader         string   `json:"leader"` // name of the leading node; empty when nobody leads
-	Term           uint64   `json:"term"`
-	Index          uint64   `json:"index"` // last entry that the answering node has applied
-	ClusterVersion uint32   `json:"cluster_version"`
-	Members        []Member `json:"members"`
-	Healthy        bool     `json:"healthy"`
-	Summary        string   `json:"summary"` // one sentence for people
+	ClusterID      string     `json:"cluster_id"`
+	Region         string     `json:"region"`
+	Leader         string     `json:"leader"` // name of the leading node; empty when nobody leads
+	Term           uint64     `json:"term"`
+	Index          uint64     `json:"index"` // last entry that the answering node has applied
+	ClusterVersion uint32     `json:"cluster_version"`
+	Members        []Member   `json:"members"`
+	Healthy        bool       `json:"healthy"`
+	Summary        string     `json:"summary"`           // one sentence for people
+	Survival       []Survival `json:"survival,omitzero"` // what the loss of any one node, and of any two, would do; empty: not computed yet
 }
 
 // Member is one node as seen by the node that was asked.

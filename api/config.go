@@ -13,6 +13,8 @@ const (
 	JournalRetentionMin     = 24 * time.Hour
 	JournalRetentionMax     = 10 * 365 * 24 * time.Hour
 	VotersMax               = 7
+	MovesPerNodeMax         = 32
+	defaultMovesPerNode     = 2
 	defaultCPUOvercommit    = 4.0
 	defaultMemoryOvercommit = 1.0
 	defaultTaskRetention    = 7 * 24 * time.Hour
@@ -31,6 +33,7 @@ type Config struct {
 	TaskRetention     time.Duration `json:"task_retention_ns,omitzero"`    // ended tasks are kept this long; 0 means 7 days
 	JournalRetention  time.Duration `json:"journal_retention_ns,omitzero"` // the journal and with it history is kept this long; 0 means 365 days
 	Voters            int           `json:"voters,omitzero"`               // wanted number of voters, odd; 0 means as many as fit, at most 7
+	MovesPerNode      int           `json:"moves_per_node,omitzero"`       // live migrations that one node takes part in at a time during a drain or a balancing; 0 means 2
 }
 
 // Validate implements Object.
@@ -61,6 +64,9 @@ func (c *Config) Validate() error {
 	if v := c.Voters; v != 0 && (v < 1 || v > VotersMax || v%2 == 0) {
 		p.add("voters", "is %d", v).Allow("1, 3, 5 or 7")
 	}
+	if m := c.MovesPerNode; m < 0 || m > MovesPerNodeMax {
+		p.add("moves_per_node", "is %d", m).Allow("1 to %d, or 0 for %d", MovesPerNodeMax, defaultMovesPerNode)
+	}
 	return p.err()
 }
 
@@ -83,6 +89,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Voters == 0 {
 		c.Voters = VotersMax
+	}
+	if c.MovesPerNode == 0 {
+		c.MovesPerNode = defaultMovesPerNode
 	}
 	return c
 }

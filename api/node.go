@@ -22,6 +22,7 @@ type Node struct {
 	Voter          bool           `json:"voter,omitzero"`           // wanted by the membership controller
 	Zone           string         `json:"zone,omitzero"`            // failure zone
 	Unschedulable  bool           `json:"unschedulable,omitzero"`   // takes no new instances
+	Maintenance    string         `json:"maintenance,omitzero"`     // why it is in maintenance; empty: it is not
 	Version        string         `json:"version,omitzero"`         // of its binary
 	ClusterVersion uint32         `json:"cluster_version,omitzero"` // highest cluster version its binary understands
 	Hypervisor     HypervisorInfo `json:"hypervisor,omitzero"`
@@ -74,6 +75,7 @@ func (n *Node) Validate() error {
 		p.add("address", "is %q", n.Address).Allow("host:port")
 	}
 	checkText(&p, "address", n.Address, 255)
+	checkText(&p, "maintenance", n.Maintenance, TextLengthMax)
 	if n.Zone != "" {
 		p.addErr(CheckName("zone", n.Zone))
 	}

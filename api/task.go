@@ -20,6 +20,8 @@ const (
 	TaskStop    = "vm.stop"    // force the guest off now; the VM's power is set to off in the same entry
 	TaskApply   = "apply"      // the rest of a large apply
 	TaskMigrate = "vm.migrate" // move the executing guest to another node; args: MigrateArgs
+	TaskDrain   = "node.drain" // live-migrate every running VM away; args: DrainArgs. The node takes no new VMs from the same entry on
+	TaskBalance = "balance"    // carry out proposed moves; args: BalanceArgs
 )
 
 // Limits of tasks.

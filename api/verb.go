@@ -25,6 +25,8 @@ func TaskVerbs() []TaskVerb {
 		{Name: TaskStop, Kind: KindVM, At: TaskAtOwner},
 		{Name: TaskApply, At: TaskAtLeader},
 		{Name: TaskMigrate, Kind: KindVM, At: TaskAtOwner, Deadline: MigrationDeadline},
+		{Name: TaskDrain, Kind: KindNode, At: TaskAtLeader, Deadline: 12 * time.Hour},
+		{Name: TaskBalance, At: TaskAtLeader, Deadline: 12 * time.Hour},
 	}
 }
 

@@ -259,6 +259,7 @@ type NodeSchedule struct {
 	Node          string            `json:"node"`
 	Unschedulable bool              `json:"unschedulable"`
 	Labels        map[string]string `json:"labels,omitzero"`
+	Maintenance   string            `json:"maintenance,omitzero"` // goes with unschedulable
 }
 
 // ScheduleNode sets what users may set of a node.
@@ -268,7 +269,10 @@ var ScheduleNode = transition("node.schedule", Nodes, func(tx *Tx, in NodeSchedu
 		return nil, api.Errorf(api.CodeNotFound, "is not a member").On(api.KindNode, in.Node)
 	}
 	n := *have
-	n.Unschedulable = in.Unschedulable
+	if in.Maintenance != "" && !in.Unschedulable {
+		return nil, api.Invalid("maintenance", "goes with unschedulable only").On(api.KindNode, in.Node)
+	}
+	n.Unschedulable, n.Maintenance = in.Unschedulable, in.Maintenance
 	if in.Labels != nil {
 		n.Labels = in.Labels
 	}

@@ -90,6 +90,8 @@ func taskRules() map[string]func(tx *Tx, t *api.Task) *api.Error {
 			return err
 		},
 		api.TaskMigrate: submitMigration,
+		api.TaskDrain:   drainNode,
+		api.TaskBalance: checkBalance,
 	}
 }
 

@@ -178,13 +178,38 @@ func (c *Client) Backup(ctx context.Context, passphrase string, w io.Writer) err
 	})
 }
 
-// ScheduleNode sets whether a node takes new instances and, unless nil, its labels.
-func (c *Client) ScheduleNode(ctx context.Context, name string, unschedulable bool, labels map[string]string, options ...Option) (*api.Node, error) {
+// ScheduleNode sets whether a node takes new instances, why it is in
+// maintenance ("": it is not) and, unless nil, its labels.
+func (c *Client) ScheduleNode(ctx context.Context, name string, unschedulable bool, maintenance string, labels map[string]string, options ...Option) (*api.Node, error) {
 	in := map[string]any{"unschedulable": unschedulable}
+	if maintenance != "" {
+		in["maintenance"] = maintenance
+	}
 	if labels != nil {
 		in["labels"] = labels
 	}
 	return result[api.Node](ctx, c, &call{method: http.MethodPost, path: "/v1/nodes/" + url.PathEscape(name) + "/schedule", in: in}, options)
+}
+
+// DrainNode moves every running VM off a node, by the task in the answer; the
+// node takes no new VMs from now on.
+func (c *Client) DrainNode(ctx context.Context, name string, args api.DrainArgs, options ...Option) (*api.Action, error) {
+	return result[api.Action](ctx, c, &call{method: http.MethodPost, path: "/v1/nodes/" + url.PathEscape(name) + "/drain", in: args}, options)
+}
+
+// ProposeBalance proposes at most movesMax moves (0: the server's limit) that
+// even out how full the nodes are.
+func (c *Client) ProposeBalance(ctx context.Context, movesMax int) (*api.Balance, error) {
+	q := url.Values{}
+	if movesMax > 0 {
+		q.Set("moves", strconv.Itoa(movesMax))
+	}
+	return read[api.Balance](ctx, c, "/v1/balance", q)
+}
+
+// Balance carries out proposed moves, by the task in the answer.
+func (c *Client) Balance(ctx context.Context, args api.BalanceArgs, options ...Option) (*api.Action, error) {
+	return result[api.Action](ctx, c, &call{method: http.MethodPost, path: "/v1/balance", in: args}, options)
 }
 
 // ConfirmOffNode says that the machine has no power, so that its VMs may start

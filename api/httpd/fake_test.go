@@ -179,6 +179,9 @@ func (c *fake) config() httpd.Config {
 			return &api.ClusterStatus{Leader: "node1", Index: c.f.Index(), Members: []api.Member{{Name: "node1"}}}, nil
 		},
 		Ready: func() []string { return c.notReady },
+		Balance: func(_ *fsm.View, now time.Time, movesMax int) api.Balance {
+			return api.Balance{At: now, Moves: []api.Move{{VM: "default/web", From: "node1", To: "node2"}}[:min(1, movesMax)]}
+		},
 		Placements: func(_ *fsm.View, vms []*api.VM) []api.PlannedPlacement {
 			out := []api.PlannedPlacement{}
 			for _, vm := range vms {

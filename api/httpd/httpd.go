@@ -115,6 +115,7 @@ type Config struct {
 	Status     func(ctx context.Context) (*api.ClusterStatus, error)
 	Ready      func() []string // reasons why this node does not serve; none when it does
 	Placements func(view *fsm.View, vms []*api.VM) []api.PlannedPlacement
+	Balance    func(view *fsm.View, now time.Time, movesMax int) api.Balance
 	Backup     func(ctx context.Context, w io.Writer, passphrase string) error
 	// Token makes a join token: the entry that makes it valid, and its text.
 	Token func(life time.Duration, witness bool) (fsm.Entry, string, error)
@@ -162,7 +163,7 @@ type fixedHeaders struct{ version, sniff, cache, policy []string }
 // registered without a right.
 func New(cfg Config) (*Server, error) {
 	if cfg.Cluster == nil || cfg.Journal == nil || cfg.Consoles == nil || cfg.Images == nil || cfg.Status == nil ||
-		cfg.Ready == nil || cfg.Placements == nil || cfg.Backup == nil || cfg.Token == nil {
+		cfg.Ready == nil || cfg.Placements == nil || cfg.Balance == nil || cfg.Backup == nil || cfg.Token == nil {
 		return nil, errors.New("http api: a part of its configuration is missing")
 	}
 	if cfg.Logger == nil {

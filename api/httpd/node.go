@@ -11,6 +11,7 @@ import (
 
 type scheduleBody struct {
 	Unschedulable bool              `json:"unschedulable" doc:"take no new VMs"`
+	Maintenance   string            `json:"maintenance,omitempty" maxLength:"1024" doc:"why the node is in maintenance; left out: it is not"`
 	Labels        map[string]string `json:"labels,omitempty" doc:"the node's labels from now on; left out: as they are"`
 }
 
@@ -38,7 +39,7 @@ func (s *Server) registerNodes() error {
 				if err := x.decode(&body); err != nil {
 					return err
 				}
-				entry := fsm.ScheduleNode.Entry(fsm.NodeSchedule{Node: in.Name, Unschedulable: body.Unschedulable, Labels: body.Labels})
+				entry := fsm.ScheduleNode.Entry(fsm.NodeSchedule{Node: in.Name, Unschedulable: body.Unschedulable, Maintenance: body.Maintenance, Labels: body.Labels})
 				return x.change(in.Plan, entry, func(out fsm.Outcome) error { return x.stored(http.StatusOK, s.resources[api.KindNode], in.Name, out) })
 			}),
 		handle(s, route{method: http.MethodPost, path: "/v1/nodes/{name}/confirm-off", right: right(authz.Stop), change: true,

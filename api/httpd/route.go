@@ -107,8 +107,21 @@ func (d Deprecation) announce(h http.Header) {
 
 func (s *Server) register() error {
 	var all []error
-	for _, part := range []func() error{s.registerResources, s.registerVMs, s.registerConsoles, s.registerNodes, s.registerSecrets, s.registerTasks,
-		s.registerApply, s.registerHistory, s.registerEvents, s.registerImages, s.registerCluster, s.registerHealth} {
+	for _, part := range []func() error{
+		s.registerResources,
+		s.registerVMs,
+		s.registerConsoles,
+		s.registerNodes,
+		s.registerSecrets,
+		s.registerTasks,
+		s.registerMoves,
+		s.registerApply,
+		s.registerHistory,
+		s.registerEvents,
+		s.registerImages,
+		s.registerCluster,
+		s.registerHealth,
+	} {
 		all = append(all, part())
 	}
 	for name := range s.cfg.Deprecations {

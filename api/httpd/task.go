@@ -3,6 +3,7 @@ package httpd
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"net/http"
 
 	"github.com/debvisor/debvisor/api"
@@ -30,6 +31,24 @@ func (x *exchange) cancelTask(in *namedInput) error {
 	}
 	return x.change(in.Plan, fsm.CancelTask.Entry(fsm.TaskName{Name: in.Name}), func(out fsm.Outcome) error {
 		return x.stored(http.StatusOK, x.s.resources[api.KindTask], in.Name, out)
+	})
+}
+
+// submitTask asks for a task about an object, or about none, and answers with
+// it, and with the VM that it is about.
+func (x *exchange) submitTask(plan bool, verb, kind, key string, args any) error {
+	raw, err := json.Marshal(args)
+	if err != nil {
+		return err
+	}
+	entry := fsm.SubmitTask.Entry(fsm.TaskSubmit{Name: x.derivedName("task"), Verb: verb, Kind: kind, Object: key, Args: raw})
+	return x.change(plan, entry, func(out fsm.Outcome) error {
+		view := x.s.cfg.Cluster.State().Read()
+		action := api.Action{Task: fsm.Tasks.Get(view, out.Key)}
+		if kind == api.KindVM {
+			action.VM = fsm.VMs.Get(view, key)
+		}
+		return x.answer(http.StatusOK, action)
 	})
 }
 

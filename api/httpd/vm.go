@@ -1,7 +1,6 @@
 package httpd
 
 import (
-	"encoding/json"
 	"errors"
 	"net/http"
 
@@ -59,15 +58,6 @@ func (x *exchange) restart(in *vmInput) error {
 	return x.vmTask(in, api.TaskRestart, body)
 }
 
-func (x *exchange) vmTask(in *vmInput, verb string, body forceBody) error {
-	args, err := json.Marshal(body)
-	if err != nil {
-		return err
-	}
-	key := api.Key(x.tenant, in.Name)
-	entry := fsm.SubmitTask.Entry(fsm.TaskSubmit{Name: x.derivedName("task"), Verb: verb, Kind: api.KindVM, Object: key, Args: args})
-	return x.change(in.Plan, entry, func(out fsm.Outcome) error {
-		view := x.s.cfg.Cluster.State().Read()
-		return x.answer(http.StatusOK, api.Action{VM: fsm.VMs.Get(view, key), Task: fsm.Tasks.Get(view, out.Key)})
-	})
+func (x *exchange) vmTask(in *vmInput, verb string, args any) error {
+	return x.submitTask(in.Plan, verb, api.KindVM, api.Key(x.tenant, in.Name), args)
 }

@@ -11,12 +11,14 @@ package control
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/debvisor/debvisor/api"
 	"github.com/debvisor/debvisor/fsm"
 )
 
@@ -42,7 +44,7 @@ type Config struct {
 	Stamps     *Stamps         // of this node, kept up to date whoever leads
 	Clock      Clock           // nil: the system's
 	Logger     hclog.Logger    // nil: no log
-	Doers      map[string]Doer // verbs of tasks that the leader itself carries out
+	Doers      map[string]Doer // verbs of tasks that the leader carries out besides its own
 }
 
 // Control is the leader's work on one node. It exists on every node; Run is
@@ -75,10 +77,13 @@ func New(c Config) (*Control, error) {
 	if c.Logger == nil {
 		c.Logger = hclog.NewNullLogger()
 	}
-	return &Control{
+	made := &Control{
 		cluster: c.Cluster, self: c.Self, id: c.ID, placer: c.Placer, membership: c.Membership, secrets: c.Secrets, stamps: c.Stamps, clock: c.Clock,
-		log: c.Logger.Named("control"), doers: c.Doers,
-	}, nil
+		log: c.Logger.Named("control"), doers: map[string]Doer{},
+	}
+	maps.Copy(made.doers, c.Doers)
+	made.doers[api.TaskDrain], made.doers[api.TaskBalance] = made.drain, made.balance
+	return made, nil
 }
 
 // Run does the leader's work in the scope of one term. It blocks until ctx

@@ -52,6 +52,19 @@ func (r *request) check(h *host) (first, misses int) {
 	return first, misses
 }
 
+// fits reports whether h passes every filter.
+func (r *request) fits(h *host) bool {
+	if r.broken != "" {
+		return false
+	}
+	for i := range filters {
+		if !filters[i].passes(r, h) {
+			return false
+		}
+	}
+	return true
+}
+
 // reasons lists all filters that h fails, in words.
 func (r *request) reasons(h *host) []string {
 	if r.broken != "" {
@@ -66,7 +79,7 @@ func (r *request) reasons(h *host) []string {
 	return out
 }
 
-func isLive(_ *request, h *host) bool { return h.row.Lease == api.NodeLive }
+func isLive(_ *request, h *host) bool { return h.row.Lease == api.NodeLive && !h.lost }
 
 func whyNotLive(_ *request, h *host) string {
 	if h.row.Lease == api.NodeFenced {

@@ -67,6 +67,7 @@ type host struct {
 	memory      int64
 	guests      map[*guest]struct{}
 	pools       map[string]*space
+	lost        bool // imagined to be lost
 }
 
 // guest is what a placed VM takes.
@@ -196,6 +197,22 @@ func (c *Cluster) detach(g *guest) {
 	for _, cl := range g.claims {
 		c.release(cl, g.host)
 	}
+}
+
+// best finds the best node for vm without explaining it; nil: none fits.
+func (c *Cluster) best(vm *api.VM) (*host, float64) {
+	r := c.newRequest(vm)
+	var best *host
+	var score float64
+	for _, h := range c.nodes {
+		if !r.fits(h) {
+			continue
+		}
+		if s := r.score(h); best == nil || s > score {
+			best, score = h, s
+		}
+	}
+	return best, score
 }
 
 // identity tells VMs apart: by ID, which survives a rename, or by key as long

@@ -52,7 +52,7 @@ func (c *Cluster) newRequest(vm *api.VM) *request {
 		c.labels.hosts(vm.Tenant, s, func(h *host) {
 			// A VM on a lost node does not run: two friends there would
 			// otherwise wait for one another for ever.
-			if h.row.Lease != api.NodeLive {
+			if !isLive(nil, h) {
 				return
 			}
 			if r.affinity == nil {

@@ -120,6 +120,7 @@ type node struct {
 	agent    *agent.Agent
 	api      *httpd.Server
 	http     *http.Server
+	survival survival
 	caughtUp atomic.Bool   // once since the start the state was the leader's
 	stopping chan struct{} // closed when streams and waits must end
 	fatal    chan cluster.Fatal

@@ -71,6 +71,9 @@ func (a *app) showStatus(ctx context.Context, c *client.Client, s *api.ClusterSt
 		return emit(s)
 	}
 	a.printf("%s\n", clean(s.Summary))
+	if len(s.Survival) > 0 {
+		a.printf("%s\n", clean(api.SurvivalText(s.Survival)))
+	}
 	a.printf("leader %s, term %d, index %d, cluster version %d\n", clean(dash(s.Leader)), s.Term, s.Index, s.ClusterVersion)
 	a.printf("region %s, cluster %s\n\n", clean(s.Region), clean(s.ClusterID))
 	t := table{titles: []string{"NODE", "ROLE", "HEALTH", "LEASE", "ADDRESS", "CONTACT", "NOTE"}, keep: []bool{false, true, true, true}}

@@ -22,6 +22,7 @@ func nodes() *noun[api.Node] {
 		{title: "CPUS", keep: true, value: func(_ *app, v *api.Node) string { return strconv.Itoa(v.Capacity.CPUs) }},
 		{title: "MEMORY", keep: true, value: func(_ *app, v *api.Node) string { return api.FormatSize(v.Capacity.MemoryBytes) }},
 		{title: "HYPERVISOR", value: func(_ *app, v *api.Node) string { return hypervisorText(v) }},
+		{title: "MAINTENANCE", wide: true, value: func(_ *app, v *api.Node) string { return dash(v.Maintenance) }},
 		{title: "VERSION", wide: true, value: func(_ *app, v *api.Node) string { return dash(v.Version) }},
 		{title: "ZONE", wide: true, value: func(_ *app, v *api.Node) string { return dash(v.Zone) }},
 		{title: "EPOCH", wide: true, value: func(_ *app, v *api.Node) string { return strconv.FormatUint(v.Epoch, 10) }},
@@ -35,7 +36,10 @@ func nodeState(v *api.Node) string {
 	if v.Witness {
 		parts = append(parts, "witness")
 	}
-	if v.Unschedulable {
+	switch {
+	case v.Maintenance != "":
+		parts = append(parts, "maintenance")
+	case v.Unschedulable:
 		parts = append(parts, "cordoned")
 	}
 	if v.Hypervisor.Driver != "" && !v.Hypervisor.Healthy {
@@ -71,8 +75,8 @@ func poolText(pools []api.PoolStatus) string {
 
 func nodeCommand(a *app) *cobra.Command {
 	return nodes().command(a, tokenCommand(a), removeNodeCommand(a),
-		scheduleCommand(a, "cordon", "Keep new VMs away from a node", true),
-		scheduleCommand(a, "uncordon", "Let new VMs onto a node again", false),
+		scheduleCommand(a, "cordon", nil, "Keep new VMs away from a node", true),
+		scheduleCommand(a, "uncordon", []string{"undrain"}, "Let new VMs onto a node again, and end its maintenance", false), drainCommand(a),
 		labelNodeCommand(a), confirmOffCommand(a))
 }
 
@@ -140,23 +144,27 @@ may not come back. To use the machine again, empty its data directory and join.`
 	return cmd
 }
 
-func scheduleCommand(a *app, verb, short string, unschedulable bool) *cobra.Command {
+func scheduleCommand(a *app, verb string, aliases []string, short string, unschedulable bool) *cobra.Command {
 	var ch change
+	var reason string
 	cmd := &cobra.Command{
-		Use: verb + " NAME", Short: short, Example: "  debvisor node " + verb + " node2",
+		Use: verb + " NAME", Aliases: aliases, Short: short, Example: "  debvisor node " + verb + " node2",
 		Args: exactly("NAME"), ValidArgsFunction: a.completeNames(nodes()),
 		RunE: a.with(func(ctx context.Context, c *client.Client, args []string) error {
-			return a.scheduleNode(ctx, c, &ch, args[0], unschedulable, nil)
+			return a.scheduleNode(ctx, c, &ch, args[0], unschedulable, reason, nil)
 		}),
 	}
 	ch.flags(cmd)
+	if unschedulable {
+		cmd.Flags().StringVar(&reason, "maintenance", "", "put the node into maintenance, for this reason")
+	}
 	return cmd
 }
 
-func (a *app) scheduleNode(ctx context.Context, c *client.Client, ch *change, name string, unschedulable bool, labels map[string]string) error {
+func (a *app) scheduleNode(ctx context.Context, c *client.Client, ch *change, name string, unschedulable bool, maintenance string, labels map[string]string) error {
 	var node *api.Node
 	planned, err := ch.do(a, func(o ...client.Option) (err error) {
-		node, err = c.ScheduleNode(ctx, name, unschedulable, labels, o...)
+		node, err = c.ScheduleNode(ctx, name, unschedulable, maintenance, labels, o...)
 		return err
 	})
 	if err != nil || planned {
@@ -193,7 +201,7 @@ func labelNodeCommand(a *app) *cobra.Command {
 					delete(labels, k)
 				}
 			}
-			return a.scheduleNode(cmd.Context(), c, &ch, args[0], node.Unschedulable, labels)
+			return a.scheduleNode(cmd.Context(), c, &ch, args[0], node.Unschedulable, node.Maintenance, labels)
 		},
 	}
 	ch.flags(cmd)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"sync"
 	"time"
 
 	"github.com/debvisor/debvisor/api"
@@ -59,6 +60,48 @@ func pictureOf(view *fsm.View) place.Input {
 		}
 	}
 	return in
+}
+
+// proposedBalance proposes moves in the cluster as the view shows it.
+func proposedBalance(view *fsm.View, now time.Time, movesMax int) api.Balance {
+	return place.New(pictureOf(view)).Balance(now, movesMax)
+}
+
+// survival remembers what placement last said of losses, so that asking for the
+// status often costs no more than asking once.
+type survival struct {
+	mu      sync.Mutex // guards below
+	at      time.Time
+	changed []<-chan struct{} // any closed: the answer is old
+	answer  []api.Survival
+}
+
+// survivalPause is the least time between two computations.
+const survivalPause = 2 * time.Second
+
+// of tells what the loss of nodes would do in the state of the view.
+func (s *survival) of(view *fsm.View) []api.Survival {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.answer != nil && (time.Since(s.at) < survivalPause || !s.old()) {
+		return s.answer
+	}
+	s.at = time.Now()
+	s.changed = []<-chan struct{}{fsm.Nodes.Watch(view), fsm.VMs.Watch(view), fsm.Instances.Watch(view), fsm.Replicas.Watch(view),
+		fsm.Volumes.Watch(view), fsm.Pools.Watch(view), fsm.Configs.Watch(view)}
+	s.answer = place.New(pictureOf(view)).Survives()
+	return s.answer
+}
+
+func (s *survival) old() bool {
+	for _, ch := range s.changed {
+		select {
+		case <-ch:
+			return true
+		default:
+		}
+	}
+	return false
 }
 
 // plannedPlacements tells where those of the VMs would run that have no place.

@@ -83,6 +83,7 @@ func (n *node) localStatus() *api.ClusterStatus {
 		status.Members = append(status.Members, m)
 	}
 	summarise(status)
+	status.Survival = n.survival.of(view)
 	return status
 }
 

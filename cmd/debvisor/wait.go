@@ -26,10 +26,13 @@ type waiting struct {
 	timeout time.Duration
 }
 
-func (w *waiting) flags(cmd *cobra.Command) {
+func (w *waiting) flags(cmd *cobra.Command) { w.flagsFor(cmd, waitDefault) }
+
+// flagsFor is flags for work that takes up to that long.
+func (w *waiting) flagsFor(cmd *cobra.Command, timeout time.Duration) {
 	cmd.Flags().BoolVar(&w.wait, "wait", true, "wait until it is so")
 	cmd.Flags().BoolVar(&w.noWait, "no-wait", false, "the same as --wait=false")
-	cmd.Flags().DurationVar(&w.timeout, "timeout", waitDefault, "how long to wait")
+	cmd.Flags().DurationVar(&w.timeout, "timeout", timeout, "how long to wait")
 	before := cmd.PreRunE
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
 		w.wait = w.wait && !w.noWait

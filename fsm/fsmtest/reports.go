@@ -256,6 +256,9 @@ func (g *Generator) submit() fsm.Entry {
 	if vm := row(g, list(fsm.VMs, g.view)); vm != nil && in.Verb != api.TaskApply {
 		in.Kind, in.Object = api.KindVM, api.Key(vm.Tenant, vm.Name)
 	}
+	if g.chance(8) {
+		in = g.submitMoves(in.Name)
+	}
 	if in.Verb == api.TaskMigrate {
 		in.Args = pick(g, nil, raw(api.MigrateArgs{Node: g.node(), CopyStorage: true}), raw(api.MigrateArgs{BandwidthBytesMax: -1}))
 	}
@@ -263,6 +266,15 @@ func (g *Generator) submit() fsm.Entry {
 		in.Deadline = g.now.Add(pick(g, time.Duration(g.source.IntN(26))*time.Hour, 2*time.Second)) // the short ones expire
 	}
 	return fsm.SubmitTask.Entry(in)
+}
+
+// submitMoves asks for a drain or for moves.
+func (g *Generator) submitMoves(name string) fsm.TaskSubmit {
+	if g.chance(2) {
+		return fsm.TaskSubmit{Name: name, Verb: api.TaskDrain, Kind: api.KindNode, Object: g.node(), Args: pick(g, nil, raw(api.DrainArgs{Reason: "dust", Parallel: g.source.IntN(40)}))}
+	}
+	move := api.Move{VM: api.Key(g.tenant(), g.name("vm", 8)), From: g.node(), To: g.node()}
+	return fsm.TaskSubmit{Name: name, Verb: api.TaskBalance, Args: raw(api.BalanceArgs{Moves: []api.Move{move}})}
 }
 
 // task is the name of a task; mostly it has not ended.
