@@ -33,6 +33,7 @@ func sections() []section {
 		{"kernel", "Apply, restore and placement, in this process", kernel},
 		{"writes", "committed puts next to bare Raft and etcd", writes},
 		{"reads", "linearizable and stale reads next to etcd", reads},
+		{"create", "from the request to the running guest, simulated", create},
 		{"lists", "a list of 20,000 VMs, 1,000 blocking queries", lists},
 		{"start", "from process start to the first committed write", start},
 		{"failover", "leader killed to the next committed write", failover},
