@@ -70,6 +70,8 @@ type Config struct {
 	Cluster    Cluster
 	Hypervisor plugins.Hypervisor
 	Storage    map[string]plugins.Storage // by driver of the pool
+	Volumes    map[string]plugins.Volumes // of the same drivers; one that is missing makes volumes and changes none
+	Disks      plugins.Disks              // nil: disks of running guests stay as they are
 	Network    plugins.Network
 	Screens    plugins.Screens // nil: the hypervisor shows no displays
 	Logs       plugins.Logs    // nil: the hypervisor keeps no console logs
@@ -151,6 +153,8 @@ type Agent struct {
 	imports singleflight.Group
 	fetches chan struct{} // one token for each image being fetched
 	stored  storedVolumes
+	copies  copies
+	claims  claims
 	seen    leftovers
 
 	synced   chan struct{} // closed once the tables were read through the leader

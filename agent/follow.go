@@ -77,6 +77,8 @@ func (a *Agent) addChanges(changes []api.Change) {
 			}
 		case api.KindReplica:
 			a.addReplica(c.Key)
+		case api.KindVolume:
+			a.addVolume(c.Key)
 		case api.KindTask:
 			a.queue.add(keyTask + c.Key)
 		case api.KindNode:
@@ -115,6 +117,29 @@ func (a *Agent) addReplica(name string) {
 	}
 }
 
+// addVolume looks at the copies of a volume, which may have to grow, and at the
+// VM here that uses it.
+func (a *Agent) addVolume(key string) {
+	view := a.view()
+	volume := fsm.Volumes.Get(view, key)
+	if volume == nil {
+		return
+	}
+	for r := range fsm.Replicas.By(view, "of_id", volume.ID) {
+		if r.State != api.ReplicaReady || a.mustGrow(volume, r) {
+			a.addReplica(r.Name)
+			a.addUser(view, volume)
+		}
+	}
+}
+
+// addUser looks at the VM of this node that uses the volume.
+func (a *Agent) addUser(view *fsm.View, volume *api.Volume) {
+	for vm := range fsm.VMs.By(view, "volume", api.Key(volume.Tenant, volume.Name)) {
+		a.addInstance(vm.ID)
+	}
+}
+
 // addAll asks for a look at everything that is this node's.
 func (a *Agent) addAll() {
 	view := a.view()
@@ -125,7 +150,7 @@ func (a *Agent) addAll() {
 		}
 	}
 	for r := range fsm.Replicas.By(view, "node", a.config.Name) {
-		if r.Delete || r.State != api.ReplicaReady && r.State != api.ReplicaLost {
+		if r.Delete || r.State != api.ReplicaReady && r.State != api.ReplicaLost || a.growing(view, r) {
 			a.queue.add(keyReplica + r.Name)
 		}
 	}

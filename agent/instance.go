@@ -75,10 +75,16 @@ func (a *Agent) reconcileInstance(ctx context.Context, j job, id string) verdict
 	if o, do := a.nextOperation(s); o != nil {
 		return verdict{err: a.operate(ctx, j.key, o, do)}
 	}
+	var v verdict
 	if s.vm.On() {
-		return a.runGuest(ctx, j, s)
+		v = a.runGuest(ctx, j, s)
+	} else {
+		v = verdict{err: a.haltGuest(ctx, j, s)}
 	}
-	return verdict{err: a.haltGuest(ctx, j, s)}
+	if v.err == nil && ctx.Err() == nil {
+		v.err = a.growDisks(ctx, s)
+	}
+	return v
 }
 
 // evict destroys and removes a domain that the tables do not give to this node.

@@ -18,8 +18,13 @@ func (a *Agent) reconcileReplica(ctx context.Context, name string) error {
 		return nil
 	case r.Delete:
 		return a.deleteReplica(ctx, view, r)
-	case r.State == api.ReplicaReady || r.State == api.ReplicaLost:
+	case r.State == api.ReplicaReady:
+		return a.growReplica(ctx, view, r)
+	case r.State == api.ReplicaLost:
 		return nil
+	}
+	if again, err := a.retryClone(ctx, view, r); again || err != nil {
+		return err
 	}
 	var stored plugins.Stored
 	var err error
@@ -83,6 +88,9 @@ func (a *Agent) makeVolume(ctx context.Context, view *fsm.View, r *api.Replica) 
 		return plugins.Stored{}, err
 	}
 	spec := plugins.VolumeSpec{ID: volume.ID, SizeBytes: volume.SizeBytes, Format: orElse(volume.Format, api.FormatQCOW2)}
+	if volume.Source != "" {
+		return a.cloneVolume(ctx, view, r, volume, pool, spec)
+	}
 	if volume.Image != "" {
 		key := api.Key(volume.Tenant, volume.Image)
 		image := fsm.Images.Get(view, key)
@@ -93,6 +101,13 @@ func (a *Agent) makeVolume(ctx context.Context, view *fsm.View, r *api.Replica) 
 			return plugins.Stored{}, err
 		}
 		spec.Image = image.ID
+	}
+	if spec.Image != "" && spec.Format == api.FormatRaw { // a copy
+		release, err := a.takeCopy(ctx, r, volume)
+		if err != nil {
+			return plugins.Stored{}, err
+		}
+		defer release()
 	}
 	stored, err := storage.CreateVolume(ctx, pool, spec)
 	if err != nil {

@@ -59,6 +59,11 @@ func (a *Agent) tryStart(ctx context.Context, s *sight) error {
 	if err != nil {
 		return err
 	}
+	release, holder := a.claims.take("vm "+s.row.VM+" starts", volumes...)
+	if release == nil {
+		return &waitingError{"a volume is in use: " + holder}
+	}
+	defer release()
 	one, _ := a.records.find(s.id)
 	next := record{Gen: s.row.Gen, Volumes: union(one.Volumes, volumes), Task: one.Task, Note: one.Note}
 	for _, n := range spec.NICs {
@@ -214,6 +219,10 @@ func (a *Agent) diskSource(ctx context.Context, s *sight, d api.Disk) (plugins.S
 			Do("take the disk off the VM, or delete the VM")
 	case here.State != api.ReplicaReady:
 		return plugins.Source{}, "", &waitingError{fmt.Sprintf("volume %s is being made", key)}
+	}
+	if clone := pendingClone(s.view, volume); clone != nil {
+		a.guests.wait(s.id, clone.ID)
+		return plugins.Source{}, "", &waitingError{fmt.Sprintf("volume %s is being cloned as %s", key, clone.Name)}
 	}
 	source, err := a.volumeSource(ctx, s.view, volume)
 	return source, volume.ID, err

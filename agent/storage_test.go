@@ -126,22 +126,14 @@ func TestMissingFileIsNeverReplacedByAnEmptyOne(t *testing.T) {
 	h.power("web", api.PowerOff)
 	h.untilState(id, api.InstanceStopped)
 	h.end()
-	files, err := filepath.Glob(filepath.Join(h.dir, "pools", fsm.DefaultPool, "volumes", "*.qcow2"))
-	if err != nil || len(files) != 1 {
-		t.Fatalf("got %v, %v; want one volume", files, err)
-	}
-	if err := os.Rename(files[0], files[0]+".away"); err != nil {
-		t.Fatal(err)
-	}
+	back := h.hide(t)
 	h.start()
 	h.power("web", api.PowerOn)
 	h.until("the reason names the volume", func(v *fsm.View) bool {
 		i := fsm.Instances.Get(v, id)
 		return i.State == api.InstanceFailed && strings.Contains(i.Reason, "volume/default/web-root") && strings.Contains(i.Reason, "missing")
 	})
-	if err := os.Rename(files[0]+".away", files[0]); err != nil {
-		t.Fatal(err)
-	}
+	back()
 	h.untilState(id, api.InstanceRunning)
 }
 
@@ -167,6 +159,22 @@ func TestDamagedFileStopsItsOwnGuestOnly(t *testing.T) {
 		i := fsm.Instances.Get(v, web)
 		return i.State == api.InstanceFailed && strings.Contains(i.Reason, "volume/default/web-root") && strings.Contains(i.Reason, "damaged")
 	})
+}
+
+// hide takes the file of the only volume away, until back is called.
+func (h *host) hide(t *testing.T) (back func()) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(h.dir, "pools", fsm.DefaultPool, "volumes", "*.qcow2"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("got %v, %v; want one volume", files, err)
+	}
+	rename := func(from, to string) {
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rename(files[0], files[0]+".away")
+	return func() { rename(files[0]+".away", files[0]) }
 }
 
 func TestLeftoversAreLeftAlone(t *testing.T) {

@@ -15,6 +15,12 @@ const (
 	VotersMax               = 7
 	MovesPerNodeMax         = 32
 	defaultMovesPerNode     = 2
+	CopiesMax               = 1024
+	PercentMax              = 100
+	defaultCopiesPerNode    = 8
+	defaultCopiesPerPool    = 4
+	defaultPoolWarn         = 80
+	defaultPoolFull         = 90
 	defaultCPUOvercommit    = 4.0
 	defaultMemoryOvercommit = 1.0
 	defaultTaskRetention    = 7 * 24 * time.Hour
@@ -32,6 +38,9 @@ type Config struct {
 	PlacementStrategy string        `json:"placement_strategy,omitzero"`   // spread (default) or pack
 	TaskRetention     time.Duration `json:"task_retention_ns,omitzero"`    // ended tasks are kept this long; 0 means 7 days
 	JournalRetention  time.Duration `json:"journal_retention_ns,omitzero"` // the journal and with it history is kept this long; 0 means 365 days
+	CopiesPerNode     int           `json:"copies_per_node,omitzero"`      // volumes that one node copies at a time; 0 means 8
+	PoolWarnPercent   int           `json:"pool_warn_percent,omitzero"`    // a pool that is used to so much is warned of; 0 means 80
+	PoolFullPercent   int           `json:"pool_full_percent,omitzero"`    // one that is used to so much takes no new volumes; 0 means 90
 	Voters            int           `json:"voters,omitzero"`               // wanted number of voters, odd; 0 means as many as fit, at most 7
 	MovesPerNode      int           `json:"moves_per_node,omitzero"`       // live migrations that one node takes part in at a time during a drain or a balancing; 0 means 2
 }
@@ -61,6 +70,12 @@ func (c *Config) Validate() error {
 	if r := c.JournalRetention; r != 0 && (r < JournalRetentionMin || r > JournalRetentionMax) {
 		p.add("journal_retention_ns", "is %v", r).Allow("%v to %v", JournalRetentionMin, JournalRetentionMax)
 	}
+	if n := c.CopiesPerNode; n < 0 || n > CopiesMax {
+		p.add("copies_per_node", "is %d", n).Allow("0 (the default) to %d", CopiesMax)
+	}
+	if d := c.WithDefaults(); d.PoolWarnPercent < 1 || d.PoolFullPercent > PercentMax || d.PoolWarnPercent > d.PoolFullPercent {
+		p.add("pool_warn_percent", "is %d, and pool_full_percent is %d", d.PoolWarnPercent, d.PoolFullPercent).Allow("1 to %d, the warning first", PercentMax)
+	}
 	if v := c.Voters; v != 0 && (v < 1 || v > VotersMax || v%2 == 0) {
 		p.add("voters", "is %d", v).Allow("1, 3, 5 or 7")
 	}
@@ -86,6 +101,15 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.JournalRetention == 0 {
 		c.JournalRetention = defaultJournalRetention
+	}
+	if c.CopiesPerNode == 0 {
+		c.CopiesPerNode = defaultCopiesPerNode
+	}
+	if c.PoolWarnPercent == 0 {
+		c.PoolWarnPercent = defaultPoolWarn
+	}
+	if c.PoolFullPercent == 0 {
+		c.PoolFullPercent = max(defaultPoolFull, c.PoolWarnPercent)
 	}
 	if c.Voters == 0 {
 		c.Voters = VotersMax

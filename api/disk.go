@@ -1,6 +1,10 @@
 package api
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+	"slices"
+)
 
 // Disk is one disk of a VM. With Volume it attaches that volume; otherwise the
 // kernel makes a volume named VM-DISK in the same log entry, which goes away
@@ -10,7 +14,9 @@ type Disk struct {
 	Volume    string `json:"volume,omitzero"`
 	Pool      string `json:"pool,omitzero"`       // of a volume to be made; empty: local
 	Image     string `json:"image,omitzero"`      // of a volume to be made: linked clone of it
-	SizeBytes int64  `json:"size_bytes,omitzero"` // of a volume to be made
+	Source    string `json:"source,omitzero"`     // of a volume to be made: clone of this volume, in its pool unless one is named
+	Clone     string `json:"clone,omitzero"`      // with a source: full (default) or linked
+	SizeBytes int64  `json:"size_bytes,omitzero"` // of a volume to be made; a larger one grows it later
 	Bus       string `json:"bus,omitzero"`        // virtio (default) or scsi (virtio-scsi)
 	Cache     string `json:"cache,omitzero"`      // none (default), writeback, writethrough
 	ReadOnly  bool   `json:"read_only,omitzero"`
@@ -45,6 +51,30 @@ func (v *VM) checkDisks(p *problems) {
 		if d.Image != "" {
 			p.addErr(CheckName(at("image"), d.Image))
 		}
-		checkVolumeSize(p, at("size_bytes"), d.SizeBytes, d.Image != "")
+		checkVolumeSize(p, at("size_bytes"), d.SizeBytes, d.Image != "" || d.Source != "")
+		checkSource(p, at(""), d.Source, d.Clone, d.Image)
 	}
+}
+
+// CloneAs is another VM like this one: a new identity with new addresses of its
+// interfaces, whose disks are clones of this one's. It is off.
+func (v *VM) CloneAs(name, clone string) VM {
+	out := *v
+	out.Meta = Meta{Name: name, Tenant: v.Tenant, Labels: maps.Clone(v.Labels)}
+	out.Power = PowerOff
+	out.Disks, out.NICs = slices.Clone(v.Disks), slices.Clone(v.NICs)
+	for i := range out.Disks {
+		d := &out.Disks[i]
+		d.Source, d.Clone = d.Volume, clone
+		d.Volume, d.Pool, d.Image, d.SizeBytes = "", "", "", 0
+	}
+	for i := range out.NICs {
+		out.NICs[i].MAC = ""
+	}
+	if v.CloudInit != nil && v.CloudInit.Hostname == v.Name {
+		seed := *v.CloudInit
+		seed.Hostname = ""
+		out.CloudInit = &seed
+	}
+	return out
 }

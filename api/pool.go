@@ -13,6 +13,8 @@ type Pool struct {
 	Shared       bool     `json:"shared,omitzero"`        // every node sees the same files (NFS, cluster file system): path is a mount point, or has a file .debvisor-shared
 	Nodes        []string `json:"nodes,omitzero"`         // names of the nodes that have it; empty: all
 	ReserveBytes int64    `json:"reserve_bytes,omitzero"` // new volumes leave this much free
+	Copies       int      `json:"copies,omitzero"`        // volumes that a node copies into it at a time; 0 means 4
+	Overcommit   float64  `json:"overcommit,omitzero"`    // the sizes of all its volumes may add up to so many times its size; 0: no limit but free space
 }
 
 // Validate implements Object.
@@ -38,7 +40,24 @@ func (o *Pool) Validate() error {
 	if o.ReserveBytes < 0 {
 		p.add("reserve_bytes", "is %d", o.ReserveBytes).Allow("0 or more")
 	}
+	if o.Copies < 0 || o.Copies > CopiesMax {
+		p.add("copies", "is %d", o.Copies).Allow("0 (the default) to %d", CopiesMax)
+	}
+	if o.Overcommit != 0 && !(o.Overcommit >= 0.1 && o.Overcommit <= PoolOvercommitMax) {
+		p.add("overcommit", "is %v", o.Overcommit).Allow("0 (no limit), or 0.1 to %v", PoolOvercommitMax)
+	}
 	return p.err()
+}
+
+// PoolOvercommitMax is how many times its size a pool may be promised.
+const PoolOvercommitMax = 1000.0
+
+// CopiesAtOnce is how many volumes one node copies into the pool at a time.
+func (o *Pool) CopiesAtOnce() int {
+	if o.Copies == 0 {
+		return defaultCopiesPerPool
+	}
+	return o.Copies
 }
 
 // On reports whether the node of that name has the pool.

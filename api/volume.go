@@ -6,6 +6,12 @@ const (
 	FormatRaw   = "raw"
 )
 
+// How a volume is made from another one.
+const (
+	CloneFull   = "full"   // a copy, which shares nothing with its source
+	CloneLinked = "linked" // shares what the source held; made at once, takes space as it is written to
+)
+
 // Bounds of a volume.
 const (
 	VolumeSizeMin = 1 * MiB
@@ -17,9 +23,11 @@ const (
 type Volume struct {
 	Meta
 	Pool      string `json:"pool"`
-	SizeBytes int64  `json:"size_bytes,omitzero"` // 0 with an image: the image's own size
+	SizeBytes int64  `json:"size_bytes,omitzero"` // 0 with an image or source: its size; a larger one grows the volume, in a running guest too
 	Format    string `json:"format,omitzero"`     // qcow2 (default) or raw
 	Image     string `json:"image,omitzero"`      // made as a linked clone of this image of the same tenant
+	Source    string `json:"source,omitzero"`     // made as a clone of this volume of the same tenant, whose VM is off
+	Clone     string `json:"clone,omitzero"`      // with a source: full (default) or linked
 	Node      string `json:"node,omitzero"`       // wanted place in a pool that is not shared; empty: with its first VM
 	OwnerVM   string `json:"owner_vm,omitzero"`   // ID of the VM that it was made for and goes away with; set by the kernel
 }
@@ -29,8 +37,9 @@ func (v *Volume) Validate() error {
 	var p problems
 	v.check(&p, true)
 	p.addErr(CheckName("pool", v.Pool))
-	checkVolumeSize(&p, "size_bytes", v.SizeBytes, v.Image != "")
+	checkVolumeSize(&p, "size_bytes", v.SizeBytes, v.Image != "" || v.Source != "")
 	checkFormat(&p, "format", v.Format, true)
+	checkSource(&p, "", v.Source, v.Clone, v.Image)
 	if v.Image != "" {
 		p.addErr(CheckName("image", v.Image))
 	}
@@ -46,6 +55,21 @@ func checkVolumeSize(p *problems, field string, bytes int64, hasImage bool) {
 	}
 	if bytes < VolumeSizeMin || bytes > VolumeSizeMax {
 		p.add(field, "is %d", bytes).Allow("%d (1 MiB) to %d (256 TiB)", VolumeSizeMin, VolumeSizeMax)
+	}
+}
+
+// checkSource judges what a volume is cloned from. at begins the names of fields.
+func checkSource(p *problems, at, source, clone, image string) {
+	if source == "" {
+		if clone != "" {
+			p.add(at+"clone", "is %q without a source", clone).Allow("leave it out, or name the source")
+		}
+		return
+	}
+	p.addErr(CheckName(at+"source", source))
+	checkOneOf(p, at+"clone", clone, "", CloneFull, CloneLinked)
+	if image != "" {
+		p.add(at+"source", "is set beside an image").Allow("one of both")
 	}
 }
 

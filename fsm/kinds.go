@@ -16,6 +16,7 @@ var (
 		indexed("id_of", func(v *api.Volume) []string { return []string{v.ID} }),
 		indexed("pool", func(v *api.Volume) []string { return []string{v.Pool} }),
 		indexed("image", func(v *api.Volume) []string { return keyIn(v.Tenant, v.Image) }),
+		indexed("source", func(v *api.Volume) []string { return keyIn(v.Tenant, v.Source) }),
 		indexed("owner_vm", func(v *api.Volume) []string { return []string{v.OwnerVM} }))
 	VMs = table[api.VM](api.KindVM, edited[api.VM](),
 		indexed("id_of", func(v *api.VM) []string { return []string{v.ID} }),
@@ -70,7 +71,7 @@ func transitions() []erasable {
 		JoinNode, RegisterNode, ReportNode, RenewNodes, ExpireNode, ConfirmOffNode, ScheduleNode, SetVoter, RemoveNode,
 		PowerVM, AssignInstance, HoldInstance, ReportInstance, ForgetInstance,
 		BeginMigration, CommitMigration, AbortMigration,
-		ReportReplica, ForgetReplica,
+		ReportReplica, SizeReplica, ForgetReplica,
 		SubmitTask, DispatchTask, ReportTask, ReleaseTask, FinishTask, CancelTask, ExpireTask, TrimTasks,
 	}
 }

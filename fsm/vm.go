@@ -199,9 +199,12 @@ func settleDisks(tx *Tx, before, vm *api.VM) *api.Error {
 			return err
 		}
 		if d.Volume == "" {
-			if err := makeDiskVolume(tx, vm, &d); err != nil {
+			if err := makeDiskVolume(tx, before, vm, &d); err != nil {
 				return at(err)
 			}
+		}
+		if err := growDisk(tx, before, vm, &d); err != nil {
+			return at(err)
 		}
 		key := api.Key(vm.Tenant, d.Volume)
 		if Volumes.Get(tx, key) == nil {
@@ -229,8 +232,11 @@ func settleDisks(tx *Tx, before, vm *api.VM) *api.Error {
 
 // makeDiskVolume makes the volume of a disk that describes one, or finds the
 // one that an earlier put of the VM made for it.
-func makeDiskVolume(tx *Tx, vm *api.VM, d *api.Disk) *api.Error {
+func makeDiskVolume(tx *Tx, before, vm *api.VM, d *api.Disk) *api.Error {
 	pool := d.Pool
+	if source := Volumes.Get(tx, api.Key(vm.Tenant, d.Source)); pool == "" && source != nil {
+		pool = source.Pool
+	}
 	if pool == "" {
 		pool = DefaultPool
 	}
@@ -239,13 +245,16 @@ func makeDiskVolume(tx *Tx, vm *api.VM, d *api.Disk) *api.Error {
 		if have.Name != name {
 			continue
 		}
-		if have.Pool != pool || have.Image != d.Image || have.SizeBytes != d.SizeBytes {
-			return api.Invalid("size_bytes", "size, image and pool of a made volume are fixed").Do("add another disk, or delete and create the VM")
+		// The volume may have been moved since: only a new description is compared.
+		if !described(before, d) && (have.Pool != pool || have.Image != d.Image || have.Source != d.Source) {
+			return api.Invalid("pool", "image, source and pool of a made volume are fixed; it lies in pool %s", have.Pool).
+				Do("move it with: debvisor volume move; or add another disk")
 		}
 		d.Volume = name
 		return nil
 	}
-	v := api.Volume{Meta: api.Meta{Name: name, Tenant: vm.Tenant}, Pool: pool, Image: d.Image, SizeBytes: d.SizeBytes, OwnerVM: vm.ID}
+	v := api.Volume{Meta: api.Meta{Name: name, Tenant: vm.Tenant}, Pool: pool, Image: d.Image, SizeBytes: d.SizeBytes, OwnerVM: vm.ID,
+		Source: d.Source, Clone: d.Clone}
 	tx.making = true
 	_, err := Volumes.applyPut(tx, v)
 	tx.making = false
@@ -254,6 +263,20 @@ func makeDiskVolume(tx *Tx, vm *api.VM, d *api.Disk) *api.Error {
 	}
 	d.Volume = name
 	return nil
+}
+
+// described reports whether the VM's last put described the disk's volume as
+// this one does.
+func described(before *api.VM, d *api.Disk) bool {
+	if before == nil {
+		return false
+	}
+	for _, had := range before.Disks {
+		if had.Name == d.Name {
+			return had.Pool == d.Pool && had.Image == d.Image && had.Source == d.Source
+		}
+	}
+	return false
 }
 
 func dropMadeVolumes(tx *Tx, vmID string, keep map[string]bool) *api.Error {

@@ -10,7 +10,7 @@ func checkVolume(tx *Tx, before, after *api.Volume) *api.Error {
 		return err
 	}
 	if before != nil {
-		return keepVolume(before, after)
+		return keepVolume(tx, before, after)
 	}
 	if err := wantNewID(tx, after.ID); err != nil {
 		return err
@@ -24,6 +24,9 @@ func checkVolume(tx *Tx, before, after *api.Volume) *api.Error {
 	}
 	if after.OwnerVM != "" && !tx.making {
 		return api.Invalid("owner_vm", "is set by the cluster").Allow("leave it out")
+	}
+	if after.Source != "" {
+		return settleClone(tx, after)
 	}
 	if after.Node == "" {
 		return nil
@@ -50,29 +53,38 @@ func wantNewID(tx *Tx, id string) *api.Error {
 	return nil
 }
 
-// keepVolume refuses what cannot be changed once the volume exists.
-func keepVolume(before, after *api.Volume) *api.Error {
+// keepVolume refuses what cannot be changed once the volume exists. A size that
+// is left out stays.
+func keepVolume(tx *Tx, before, after *api.Volume) *api.Error {
 	if after.OwnerVM == "" {
 		after.OwnerVM = before.OwnerVM
+	}
+	if after.SizeBytes == 0 {
+		after.SizeBytes = before.SizeBytes
 	}
 	switch {
 	case before.Pool != after.Pool:
 		return api.Invalid("pool", "is fixed").Allow("%s", before.Pool)
 	case before.Image != after.Image:
 		return api.Invalid("image", "is fixed").Allow("%q", before.Image)
+	case before.Source != after.Source || before.Clone != after.Clone:
+		return api.Invalid("source", "is fixed").Allow("%q", before.Source)
 	case before.Format != after.Format:
 		return api.Invalid("format", "is fixed").Allow("%q", before.Format)
-	case before.SizeBytes != after.SizeBytes:
-		return api.Invalid("size_bytes", "is fixed").Allow("%d", before.SizeBytes).Do("make a new volume")
 	case before.Node != after.Node:
 		return api.Invalid("node", "is fixed").Allow("%q", before.Node)
 	case before.OwnerVM != after.OwnerVM:
 		return api.Invalid("owner_vm", "is set by the cluster").Allow("leave it out")
+	case before.SizeBytes != after.SizeBytes:
+		return growVolume(tx, before, after)
 	}
 	return nil
 }
 
 func dropVolume(tx *Tx, volume *api.Volume) *api.Error {
+	if clone := dependent(tx, volume); clone != nil {
+		return api.Errorf(api.CodeConflict, "volume %s/%s is a clone that needs it", clone.Tenant, clone.Name).Do("delete that volume first")
+	}
 	for v := range VMs.By(tx, "volume", api.Key(volume.Tenant, volume.Name)) {
 		if v.ID != tx.dropping {
 			return api.Errorf(api.CodeConflict, "vm %s/%s uses it", v.Tenant, v.Name).Do("take the disk off the VM first, or delete the VM")

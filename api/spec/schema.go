@@ -86,6 +86,9 @@ var kindBlocks = map[string]*block{
 		attribute{name: "placement_strategy"},
 		attribute{name: "task_retention", field: "task_retention_ns", shape: duration},
 		attribute{name: "journal_retention", field: "journal_retention_ns", shape: duration},
+		attribute{name: "copies_per_node", shape: integer},
+		attribute{name: "pool_warn_percent", shape: integer},
+		attribute{name: "pool_full_percent", shape: integer},
 		attribute{name: "voters", shape: integer},
 		attribute{name: "moves_per_node", shape: integer}),
 	api.KindTenant: kindBlock(api.KindTenant,
@@ -95,7 +98,9 @@ var kindBlocks = map[string]*block{
 		attribute{name: "path"},
 		attribute{name: "shared", shape: boolean},
 		attribute{name: "nodes", shape: texts},
-		attribute{name: "reserve", field: "reserve_bytes", shape: size}),
+		attribute{name: "reserve", field: "reserve_bytes", shape: size},
+		attribute{name: "copies", shape: integer},
+		attribute{name: "overcommit", shape: float}),
 	api.KindNetwork: kindBlock(api.KindNetwork,
 		attribute{name: "driver", fallback: api.NetworkBridge},
 		attribute{name: "bridge"},
@@ -110,6 +115,8 @@ var kindBlocks = map[string]*block{
 		attribute{name: "size", field: "size_bytes", shape: size},
 		attribute{name: "format"},
 		attribute{name: "image"},
+		attribute{name: "source"},
+		attribute{name: "clone"},
 		attribute{name: "node"}),
 	api.KindVM: vmBlock(),
 }
@@ -138,7 +145,7 @@ func vmBlock() *block {
 	b.blocks = []block{
 		{name: "boot", field: "boot", attrs: []attribute{{name: "kernel"}, {name: "initrd"}, {name: "args"}}},
 		{name: "disk", field: "disks", label: "name", many: true, attrs: []attribute{
-			{name: "volume"}, {name: "pool"}, {name: "image"}, {name: "size", field: "size_bytes", shape: size},
+			{name: "volume"}, {name: "pool"}, {name: "image"}, {name: "source"}, {name: "clone"}, {name: "size", field: "size_bytes", shape: size},
 			{name: "bus"}, {name: "cache"}, {name: "read_only", shape: boolean}}},
 		{name: "nic", field: "nics", many: true, attrs: []attribute{{name: "network"}, {name: "mac"}}},
 		{name: "cloud_init", field: "cloud_init",

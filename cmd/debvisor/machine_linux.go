@@ -33,6 +33,8 @@ type machine struct {
 	hypervisor plugins.Hypervisor
 	storage    plugins.Storage
 	network    plugins.Network
+	volumes    plugins.Volumes
+	disks      plugins.Disks
 	screens    plugins.Screens
 	logs       plugins.Logs
 }
@@ -53,6 +55,7 @@ func (n *node) openMachine() error {
 		config.Hypervisor, config.Network = m.hypervisor, m.network
 		config.Screens, config.Logs = m.screens, m.logs
 		config.Storage = map[string]plugins.Storage{api.PoolDir: m.storage}
+		config.Volumes, config.Disks = map[string]plugins.Volumes{api.PoolDir: m.volumes}, m.disks
 	}
 	var err error
 	if n.agent, err = agent.New(config); err != nil {
@@ -109,7 +112,7 @@ func (n *node) openSimulator() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the simulator: %w", err)
 	}
-	return &machine{hypervisor: hypervisor, storage: storage, network: network, screens: hypervisor, logs: hypervisor}, nil
+	return &machine{hypervisor: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor}, nil
 }
 
 func (n *node) openLibvirt() (*machine, error) {
@@ -133,7 +136,7 @@ func (n *node) openLibvirt() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
-	return &machine{hypervisor: shared{hypervisor, n.config.Share}, storage: storage, network: network, screens: hypervisor, logs: hypervisor}, nil
+	return &machine{hypervisor: shared{hypervisor, n.config.Share}, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor}, nil
 }
 
 // shared is a hypervisor whose machine several nodes share, as those of a

@@ -15,6 +15,7 @@ func makers() map[string]func(*Generator) fsm.Entry {
 	maps.Copy(m, clusterMakers())
 	maps.Copy(m, nodeMakers())
 	maps.Copy(m, workMakers())
+	maps.Copy(m, volumeMakers())
 	return m
 }
 
@@ -90,6 +91,10 @@ func (g *Generator) volume() api.Volume {
 	if g.chance(3) {
 		v.Node = g.node()
 	}
+	if source := row(g, list(fsm.Volumes, g.view)); source != nil && g.chance(5) {
+		v.Image, v.Node, v.Tenant, v.Source, v.Clone = "", "", source.Tenant, source.Name, pick(g, "", api.CloneFull, api.CloneLinked)
+		v.SizeBytes = pick[int64](g, 0, v.SizeBytes)
+	}
 	if g.chance(30) {
 		v.OwnerVM = g.uuid(1)
 	}
@@ -125,7 +130,11 @@ func (g *Generator) vm() api.VM {
 
 func (g *Generator) disk(i int) api.Disk {
 	d := api.Disk{Name: fmt.Sprintf("d%d", i), SizeBytes: pick[int64](g, api.GiB, api.GiB, 2*api.GiB)}
-	switch g.source.IntN(5) {
+	switch g.source.IntN(6) {
+	case 5:
+		if source := row(g, list(fsm.Volumes, g.view)); source != nil {
+			d.Source, d.SizeBytes = source.Name, 0
+		}
 	case 0:
 		d.Volume = g.name("vol", 4)
 	case 1:

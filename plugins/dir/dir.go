@@ -1,6 +1,7 @@
 // Package dir implements plugins.Storage on directories of this machine, or on
 // one that several machines mount: PATH/images/ID.FORMAT and
-// PATH/volumes/ID.FORMAT. Volumes made from an image are qcow2 files whose
+// PATH/volumes/ID.FORMAT, and PATH/bases for what linked clones of a volume
+// share. Volumes made from an image are qcow2 files whose
 // backing file is named relative to them, so a pool can be moved as a whole.
 //
 // Bytes that come from outside are judged by plugins.InspectImage before
@@ -32,6 +33,7 @@ import (
 const (
 	imagesDir   = "images"
 	volumesDir  = "volumes"
+	basesDir    = "bases" // what linked clones share: once a volume, written by none since
 	lockName    = ".lock"
 	tempPrefix  = ".new-"
 	leftoverAge = 24 * time.Hour        // an older temporary file belongs to nobody
@@ -140,7 +142,7 @@ func openPool(ctx context.Context, spec plugins.PoolSpec) (*pool, error) {
 			return nil, err
 		}
 	}
-	for _, dir := range []string{imagesDir, volumesDir} {
+	for _, dir := range []string{imagesDir, volumesDir, basesDir} {
 		if err := os.MkdirAll(filepath.Join(spec.Path, dir), dirMode); err != nil {
 			return nil, api.Errorf(api.CodeUnavailable, "its directory cannot be made: %v", err).On(api.KindPool, spec.Name).
 				Do("mend the path on this node, or leave the node out of the pool's nodes")

@@ -174,19 +174,13 @@ func (s *Storage) DeleteImage(ctx context.Context, spec plugins.PoolSpec, id str
 		return err
 	}
 	defer unlock()
-	names, err := p.objects(api.KindVolume)
+	used, err := p.backings()
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		f, err := p.root.Open(filepath.Join(volumesDir, name))
-		if err != nil {
-			continue // removed since it was listed
-		}
-		head, err := readHead(f)
-		_ = f.Close()
-		if err == nil && strings.HasPrefix(filepath.Base(head.backing), id+".") {
-			volume, _, _ := strings.Cut(name, ".")
+	for backing, file := range used {
+		if strings.HasPrefix(backing, filepath.Join(imagesDir, id)+".") {
+			volume, _, _ := strings.Cut(file, ".")
 			return api.Errorf(api.CodeConflict, "volume %s is a linked clone of it", volume).On(api.KindImage, id).Do("delete that volume first")
 		}
 	}
@@ -197,20 +191,24 @@ func (s *Storage) DeleteImage(ctx context.Context, spec plugins.PoolSpec, id str
 type head struct {
 	sizeBytes int64
 	backing   string
+	snapshots uint32
+	l1Entries uint32
+	l1Offset  int64
 }
 
 // readHead reads the header of a file that is in the pool already. One that is
 // not qcow2 is an error; what a pool took in was judged before.
 func readHead(r io.ReaderAt) (head, error) {
 	const nameMax = 1023 // longest name of a backing file in qcow2
-	fixed := make([]byte, 32)
+	fixed := make([]byte, 64)
 	if _, err := r.ReadAt(fixed, 0); err != nil {
 		return head{}, fmt.Errorf("read qcow2 header: %w", err)
 	}
 	if string(fixed[:4]) != "QFI\xfb" {
 		return head{}, errors.New("not a qcow2 file")
 	}
-	h := head{sizeBytes: int64(binary.BigEndian.Uint64(fixed[24:]))}
+	h := head{sizeBytes: int64(binary.BigEndian.Uint64(fixed[24:])), snapshots: binary.BigEndian.Uint32(fixed[60:]),
+		l1Entries: binary.BigEndian.Uint32(fixed[36:]), l1Offset: int64(binary.BigEndian.Uint64(fixed[40:]))}
 	if at, n := binary.BigEndian.Uint64(fixed[8:]), binary.BigEndian.Uint32(fixed[16:]); at > 0 && n <= nameMax {
 		name := make([]byte, n)
 		if _, err := r.ReadAt(name, int64(at)); err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/debvisor/debvisor/api"
@@ -130,5 +131,13 @@ func (s *Storage) DeleteVolume(ctx context.Context, spec plugins.PoolSpec, id st
 		return err
 	}
 	defer release()
-	return p.remove(api.KindVolume, id)
+	volume, err := p.find(api.KindVolume, id)
+	if api.CodeOf(err) == api.CodeNotFound {
+		return nil
+	}
+	base := err == nil && strings.HasPrefix(p.backing(volume), basesDir+"/")
+	if err := p.remove(api.KindVolume, id); err != nil || !base {
+		return err
+	}
+	return p.sweep(ctx)
 }

@@ -19,6 +19,7 @@ type diskXML struct {
 	Device   string         `xml:"device,attr"`
 	Driver   *diskDriverXML `xml:"driver"`
 	Source   *diskSourceXML `xml:"source"`
+	Mirror   *mirrorXML     `xml:"mirror"` // libvirt's
 	Target   diskTargetXML  `xml:"target"`
 	Serial   string         `xml:"serial,omitempty"`
 	ReadOnly *struct{}      `xml:"readonly"`

@@ -16,7 +16,8 @@ type record struct {
 	State     string
 	Reason    string
 	StartedAt time.Time
-	Drift     []string `json:",omitempty"`
+	Drift     []string   `json:",omitempty"`
+	Copies    []diskCopy `json:",omitempty"`
 }
 
 func (r *record) executing() bool {
@@ -33,7 +34,7 @@ func (r *record) with(state, reason string) *record {
 // next start is from a new definition.
 func (r *record) ended(state, reason string) *record {
 	out := r.with(state, reason)
-	out.StartedAt, out.Drift = time.Time{}, nil
+	out.StartedAt, out.Drift, out.Copies = time.Time{}, nil, nil
 	return out
 }
 

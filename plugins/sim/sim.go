@@ -37,6 +37,7 @@ type Config struct {
 	CPUs        int           // of the machine; 0 means 16
 	MemoryBytes int64         // of the machine; 0 means 64 GiB
 	BootTime    time.Duration // from start until the guest answers and has addresses; 0 means at once
+	CopyTime    time.Duration // that the copy of a disk under a guest takes; 0 means no time
 	Logger      hclog.Logger  // nil: silent
 }
 

@@ -44,6 +44,8 @@ type volumeRecord struct {
 	Format    string `json:"format"`
 	SizeBytes int64  `json:"size_bytes"`
 	Image     string `json:"image,omitzero"`
+	Source    string `json:"source,omitzero"` // ID of the volume that it was cloned or copied from
+	Linked    bool   `json:"linked,omitzero"`
 }
 
 const volumeNote = "simulated volume of debvisor: no data is kept"
