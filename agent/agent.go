@@ -73,8 +73,10 @@ type Config struct {
 	Volumes    map[string]plugins.Volumes // of the same drivers; one that is missing makes volumes and changes none
 	Disks      plugins.Disks              // nil: disks of running guests stay as they are
 	Network    plugins.Network
-	Screens    plugins.Screens // nil: the hypervisor shows no displays
-	Logs       plugins.Logs    // nil: the hypervisor keeps no console logs
+	Snapshots  plugins.Snapshotter // nil: tasks about snapshots fail
+	Guests     plugins.GuestAgent  // nil: guests' agents are not asked
+	Screens    plugins.Screens     // nil: the hypervisor shows no displays
+	Logs       plugins.Logs        // nil: the hypervisor keeps no console logs
 
 	// Fetch reads an image from another node. The reader fails when the peer
 	// has not sent all.

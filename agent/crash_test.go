@@ -97,6 +97,7 @@ func (h *host) wire(n int64) {
 	f.left.Store(n)
 	h.change = func(c *agent.Config) {
 		c.Cluster, c.Hypervisor = fusedCluster{c.Cluster, f}, fusedHypervisor{c.Hypervisor, f}
+		c.Snapshots = fusedSnapshotter{c.Snapshots, f}
 		for driver, s := range c.Storage {
 			c.Storage[driver] = fusedStorage{s, f}
 		}

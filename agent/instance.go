@@ -162,6 +162,7 @@ func (a *Agent) endGuest(ctx context.Context, j job, s *sight) error {
 	if s.here {
 		return a.removeDomain(ctx, s)
 	}
+	a.pruneVolumes(ctx, s)
 	if err := a.dropRecord(s.id); err != nil {
 		return err
 	}

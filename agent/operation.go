@@ -33,7 +33,11 @@ type operation struct {
 // time for each VM, in the VM's own job: nothing else touches the guest
 // meanwhile.
 func (a *Agent) vmOperations() map[string]do {
-	return map[string]do{}
+	return map[string]do{
+		api.TaskSnapshot:       a.onSnapshots(a.takeSnapshot),
+		api.TaskSnapshotRevert: a.onSnapshots(a.revertSnapshot),
+		api.TaskSnapshotDelete: a.onSnapshots(a.deleteSnapshot),
+	}
 }
 
 // nodeOperations is what this node does by itself. Each task has its own job.

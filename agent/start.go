@@ -25,7 +25,10 @@ const waitingAgain = 15 * time.Second
 // startGuest starts the guest and looks again. A failure is reported, and
 // tried again after a delay that grows.
 func (a *Agent) startGuest(ctx context.Context, s *sight) verdict {
-	err := a.tryStart(ctx, s)
+	err := a.settleRevert(ctx, s)
+	if err == nil {
+		err = a.tryStart(ctx, s, a.config.Hypervisor.Start)
+	}
 	if err == nil {
 		return verdict{err: a.settle(ctx)}
 	}
@@ -51,7 +54,7 @@ func (a *Agent) startGuest(ctx context.Context, s *sight) verdict {
 
 // tryStart resolves everything that the guest needs, writes down what it may
 // touch, makes sure that the rows still say so, and starts it.
-func (a *Agent) tryStart(ctx context.Context, s *sight) error {
+func (a *Agent) tryStart(ctx context.Context, s *sight, start func(context.Context, plugins.DomainSpec) error) error {
 	if err := a.mayStart(ctx, s); err != nil {
 		return err
 	}
@@ -81,7 +84,7 @@ func (a *Agent) tryStart(ctx context.Context, s *sight) error {
 	a.log.Info("starting guest", "vm", s.row.VM, "id", s.id, "gen", s.row.Gen)
 	within, cancel := context.WithTimeout(ctx, actTimeout)
 	defer cancel()
-	if err := a.config.Hypervisor.Start(within, spec); err != nil {
+	if err := start(within, spec); err != nil {
 		return fmt.Errorf("start guest: %w", err)
 	}
 	// Volumes of an earlier start are free once the new guest runs without them.

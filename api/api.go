@@ -22,6 +22,7 @@ const (
 	KindInstance = "instance"
 	KindReplica  = "replica"
 	KindTask     = "task"
+	KindSnapshot = "snapshot"
 	KindConfig   = "config"
 	KindAPIKey   = "api_key"
 	KindToken    = "join_token"
@@ -52,6 +53,7 @@ func Kinds() []Kind {
 		{Name: KindInstance, Plural: "instances"},
 		{Name: KindReplica, Plural: "replicas"},
 		{Name: KindTask, Plural: "tasks"},
+		{Name: KindSnapshot, Plural: "snapshots", TenantScope: true},
 		{Name: KindAPIKey, Plural: "api_keys"},
 		{Name: KindToken, Plural: "join_tokens"},
 	}

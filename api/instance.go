@@ -17,8 +17,9 @@ const (
 const AddressesMax = 32
 
 // Instance is what became of a VM: who owns it and what that node reports.
-// It is keyed by the VM's ID and written by transitions only. Owner, Gen and
-// Decision are the leader's; the rest is the owning node's.
+// It is keyed by the VM's ID and written by transitions only. Owner, Gen,
+// Decision and SnapshotSlot are the leader's, GuestCall is that of whoever makes
+// the call; the rest is the owning node's.
 type Instance struct {
 	Meta                 // Name is the VM's ID
 	VM         string    `json:"vm"`                   // key of the VM, tenant/name
@@ -42,6 +43,9 @@ type Instance struct {
 
 	Migration     *Migration `json:"migration,omitzero"`      // nil: it does not move
 	MigrationNote string     `json:"migration_note,omitzero"` // why the last one was given up; empty once one succeeded
+
+	SnapshotSlot time.Time  `json:"snapshot_slot,omitzero"` // last slot of the VM's schedule of snapshots that fired
+	GuestCall    *GuestCall `json:"guest_call,omitzero"`    // last thing that somebody did through the guest's agent
 }
 
 // Validate implements Object.

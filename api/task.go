@@ -22,6 +22,10 @@ const (
 	TaskMigrate = "vm.migrate" // move the executing guest to another node; args: MigrateArgs
 	TaskDrain   = "node.drain" // live-migrate every running VM away; args: DrainArgs. The node takes no new VMs from the same entry on
 	TaskBalance = "balance"    // carry out proposed moves; args: BalanceArgs
+
+	TaskSnapshot       = "vm.snapshot"        // args: SnapshotArgs
+	TaskSnapshotRevert = "vm.snapshot.revert" // args: SnapshotRevertArgs
+	TaskSnapshotDelete = "vm.snapshot.delete" // args: SnapshotDeleteArgs
 )
 
 // Limits of tasks.

@@ -27,6 +27,9 @@ func TaskVerbs() []TaskVerb {
 		{Name: TaskMigrate, Kind: KindVM, At: TaskAtOwner, Deadline: MigrationDeadline},
 		{Name: TaskDrain, Kind: KindNode, At: TaskAtLeader, Deadline: 12 * time.Hour},
 		{Name: TaskBalance, At: TaskAtLeader, Deadline: 12 * time.Hour},
+		{Name: TaskSnapshot, Kind: KindVM, At: TaskAtOwner, Deadline: time.Hour},
+		{Name: TaskSnapshotRevert, Kind: KindVM, At: TaskAtOwner, Deadline: time.Hour},
+		{Name: TaskSnapshotDelete, Kind: KindVM, At: TaskAtOwner, Deadline: time.Hour},
 	}
 }
 

@@ -50,6 +50,8 @@ type VM struct {
 	Video       string      `json:"video,omitzero"`    // virtio (default with graphics), vga or none
 	HA          string      `json:"ha,omitzero"`       // none (default), lease, storage; kept, not acted upon yet: an operator moves every VM
 	Priority    int         `json:"priority,omitzero"` // higher first when hosts are scarce; -1000 to 1000
+
+	Snapshots *SnapshotSchedule `json:"snapshots,omitzero"` // taken by themselves; nil: none
 }
 
 // DirectBoot starts a kernel without a boot loader.
@@ -119,6 +121,7 @@ func (v *VM) Validate() error {
 	v.checkNICs(&p)
 	v.checkCloudInit(&p)
 	v.checkPlacement(&p)
+	v.Snapshots.check(&p, "snapshots")
 	return p.err()
 }
 

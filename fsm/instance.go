@@ -58,7 +58,7 @@ func assignInstance(tx *Tx, in Assignment) (*api.Instance, *api.Error) {
 	return Instances.put(tx, api.Instance{
 		Meta: api.Meta{Name: in.VM, ID: in.VM}, VM: api.Key(vm.Tenant, vm.Name), Gen: gen,
 		Owner: in.Node, OwnerEpoch: in.Epoch, Decision: &decision, AssignedAt: tx.Time,
-		State: api.InstanceAssigned, Restarts: i.Restarts,
+		State: api.InstanceAssigned, Restarts: i.Restarts, SnapshotSlot: i.SnapshotSlot,
 	}), nil
 }
 

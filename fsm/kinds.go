@@ -53,6 +53,8 @@ var (
 	Certificates = table[api.Certificate]("certificate", indexed("not_after", func(c *api.Certificate) []string { return moment(c.NotAfter) }))
 	RemovedNodes = table[api.RemovedNode]("removed_node")
 	Leases       = table[api.NodeLease]("node_lease")
+	Snapshots    = table[api.Snapshot](api.KindSnapshot,
+		indexed("vm_id", func(s *api.Snapshot) []string { return []string{s.VMID} }))
 )
 
 // tables is every table, in the order of the snapshot. New kinds come last.
@@ -60,6 +62,7 @@ func tables() []anyTable {
 	return []anyTable{
 		Configs, Tenants, Regions, Nodes, Pools, Networks, Images, Volumes, VMs, Instances, Replicas, Tasks,
 		APIKeys, JoinTokens, Seals, Certificates, RemovedNodes, Leases,
+		Snapshots,
 	}
 }
 
@@ -73,6 +76,7 @@ func transitions() []erasable {
 		BeginMigration, CommitMigration, AbortMigration,
 		ReportReplica, SizeReplica, ForgetReplica,
 		SubmitTask, DispatchTask, ReportTask, ReleaseTask, FinishTask, CancelTask, ExpireTask, TrimTasks,
+		ReportSnapshot, RestoreSnapshot, ForgetSnapshot, DueSnapshot, NoteGuestCall,
 	}
 }
 

@@ -128,6 +128,9 @@ func beginMigration(tx *Tx, in MigrationBegin) (*api.Instance, *api.Error) {
 	if err := checkMovedVolumes(tx, in, vm); err != nil {
 		return nil, err
 	}
+	if err := snapshotsStay(tx, vm, in.Volumes); err != nil {
+		return nil, err
+	}
 	for _, id := range in.Volumes {
 		source := *Replicas.Get(tx, api.ReplicaName(id, in.Node))
 		Replicas.put(tx, api.Replica{Meta: api.Meta{Name: api.ReplicaName(id, in.To)}, Kind: api.KindVolume, Of: source.Of, OfID: id, Node: in.To,

@@ -89,9 +89,12 @@ func taskRules() map[string]func(tx *Tx, t *api.Task) *api.Error {
 			_, err := powerVM(tx, VMPower{Tenant: vm.Tenant, Name: vm.Name, Power: api.PowerOff})
 			return err
 		},
-		api.TaskMigrate: submitMigration,
-		api.TaskDrain:   drainNode,
-		api.TaskBalance: checkBalance,
+		api.TaskMigrate:        submitMigration,
+		api.TaskDrain:          drainNode,
+		api.TaskBalance:        checkBalance,
+		api.TaskSnapshot:       submitSnapshot,
+		api.TaskSnapshotRevert: submitRevert,
+		api.TaskSnapshotDelete: submitSnapshotDelete,
 	}
 }
 
@@ -229,6 +232,7 @@ func endTask(tx *Tx, t *api.Task, state string) {
 	if state == api.TaskDone {
 		t.Percent, t.Error = 100, nil
 	}
+	endSnapshotTask(tx, t)
 }
 
 // FinishTask ends a running task.
@@ -261,6 +265,10 @@ var CancelTask = transition("task.cancel", Tasks, func(tx *Tx, in TaskName) (*ap
 	}
 	if t.Cancel {
 		return nil, api.Errorf(api.CodeConflict, "is being cancelled already").On(api.KindTask, in.Name)
+	}
+	if t.Verb == api.TaskSnapshotRevert && !t.StartedAt.IsZero() {
+		return nil, api.Errorf(api.CodeConflict, "has begun, and disks that are put back by half are no use").On(api.KindTask, in.Name).
+			Do("wait until it is done, then revert again")
 	}
 	t.Cancel = true
 	if t.State == api.TaskPending {

@@ -29,6 +29,8 @@ type Tx struct {
 	strange  error  // a part of the body is not understood: this node must stop
 	making   bool   // a command makes a volume for a VM
 	dropping string // ID of the VM whose volumes are being dropped
+
+	restoring bool // a command puts a VM back to what it was at a snapshot
 }
 
 type rowRef struct{ kind, key string }

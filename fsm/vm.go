@@ -22,6 +22,11 @@ func checkVM(tx *Tx, before, after *api.VM) *api.Error {
 			return api.Invalid("id", "a guest with this ID is still being removed").Do("wait until it is gone")
 		}
 	}
+	if before != nil && !tx.restoring {
+		if t := reverting(tx, api.Key(before.Tenant, before.Name), ""); t != nil {
+			return api.Errorf(api.CodeConflict, "is being reverted to a snapshot, by task %s", t.Name).Do("wait for it, or cancel it")
+		}
+	}
 	if err := checkVMSize(tx, after); err != nil {
 		return err
 	}
@@ -302,6 +307,7 @@ func dropVM(tx *Tx, vm *api.VM) *api.Error {
 	if i := Instances.Get(tx, vm.ID); i != nil && i.Owner == "" {
 		Instances.delete(tx, vm.ID)
 	}
+	dropSnapshots(tx, vm.ID)
 	return dropMadeVolumes(tx, vm.ID, nil)
 }
 

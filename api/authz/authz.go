@@ -31,6 +31,11 @@ const (
 	Drain   Verb = "drain"   // move every VM off a node
 	Balance Verb = "balance" // carry out proposed moves
 	Console Verb = "console" // talk to the guest
+	Guest   Verb = "guest"   // ask the guest's agent
+
+	Snapshot Verb = "snapshot" // take and delete states of a VM
+	Revert   Verb = "revert"   // put it back to one of them
+
 	Submit  Verb = "submit"  // ask for a task
 	Cancel  Verb = "cancel"  // a task
 	Upload  Verb = "upload"  // bytes of an image
@@ -49,13 +54,13 @@ const ClusterTenant = "@cluster"
 
 // Verbs lists every verb.
 func Verbs() []Verb {
-	return []Verb{Read, List, Watch, Create, Update, Delete, Plan, Start, Stop, Restart, Drain, Balance, Console, Submit, Cancel, Upload, History, Verify, Backup, Restore}
+	return []Verb{Read, List, Watch, Create, Update, Delete, Plan, Start, Stop, Restart, Drain, Balance, Console, Guest, Snapshot, Revert, Submit, Cancel, Upload, History, Verify, Backup, Restore}
 }
 
 // Known reports whether v is one of Verbs.
 func (v Verb) Known() bool {
 	switch v {
-	case Read, List, Watch, Create, Update, Delete, Plan, Start, Stop, Restart, Drain, Balance, Console, Submit, Cancel, Upload, History, Verify, Backup, Restore:
+	case Read, List, Watch, Create, Update, Delete, Plan, Start, Stop, Restart, Drain, Balance, Console, Guest, Snapshot, Revert, Submit, Cancel, Upload, History, Verify, Backup, Restore:
 		return true
 	}
 	return false

@@ -66,7 +66,7 @@ func resources() map[string]resourceOf {
 	vms.revive = reviveVM
 	all := map[string]resourceOf{}
 	for _, r := range []resourceOf{of(fsm.Configs), of(fsm.Tenants), of(fsm.Regions), of(fsm.Nodes), of(fsm.Pools), of(fsm.Networks),
-		of(fsm.Images), of(fsm.Volumes), vms, instances, replicas, tasks, keys, tokens} {
+		of(fsm.Images), of(fsm.Volumes), vms, instances, replicas, tasks, keys, tokens, of(fsm.Snapshots)} {
 		all[r.kind().Name] = r
 	}
 	return all

@@ -110,6 +110,7 @@ func (s *Server) register() error {
 	for _, part := range []func() error{
 		s.registerResources,
 		s.registerVMs,
+		s.registerSnapshots,
 		s.registerConsoles,
 		s.registerNodes,
 		s.registerSecrets,
@@ -277,8 +278,8 @@ func (x *exchange) name() (string, error) {
 		return "", nil
 	}
 	parts := []string{name}
-	if x.kind.Name == api.KindReplica {
-		parts = strings.SplitN(name, ".", 2) // ID.node
+	if x.kind.Name == api.KindReplica || x.kind.Name == api.KindSnapshot {
+		parts = strings.SplitN(name, ".", 2) // ID.node, VM.snapshot
 	}
 	for _, p := range parts {
 		if err := api.CheckName("name", p); err != nil {

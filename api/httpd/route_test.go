@@ -35,7 +35,7 @@ func open(method, path string) bool {
 }
 
 func concrete(path string) string {
-	return strings.NewReplacer("{name}", "web", "{kind}", "vm").Replace(path)
+	return strings.NewReplacer("{name}", "web", "{kind}", "vm", "{snapshot}", "one").Replace(path)
 }
 
 func TestEveryRouteDemandsAKeyAndARight(t *testing.T) {

@@ -158,6 +158,7 @@ func vmBlock() *block {
 		{name: "placement", field: "placement", attrs: []attribute{
 			{name: "strategy"}, {name: "node"}, {name: "nodes", shape: labels},
 			{name: "affinity", shape: labels}, {name: "anti_affinity", shape: labels}}},
+		snapshotsBlock(),
 	}
 	return b
 }

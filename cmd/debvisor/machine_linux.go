@@ -37,6 +37,8 @@ type machine struct {
 	disks      plugins.Disks
 	screens    plugins.Screens
 	logs       plugins.Logs
+	snapshots  plugins.Snapshotter // nil: keeps none
+	guests     plugins.GuestAgent  // nil: guests' agents are not asked
 }
 
 // openMachine opens the adapters and makes the agent on them.
@@ -54,6 +56,7 @@ func (n *node) openMachine() error {
 		n.machine = m
 		config.Hypervisor, config.Network = m.hypervisor, m.network
 		config.Screens, config.Logs = m.screens, m.logs
+		config.Snapshots, config.Guests = m.snapshots, m.guests
 		config.Storage = map[string]plugins.Storage{api.PoolDir: m.storage}
 		config.Volumes, config.Disks = map[string]plugins.Volumes{api.PoolDir: m.volumes}, m.disks
 	}
@@ -112,7 +115,7 @@ func (n *node) openSimulator() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the simulator: %w", err)
 	}
-	return &machine{hypervisor: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor}, nil
+	return &machine{hypervisor: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor, snapshots: hypervisor}, nil
 }
 
 func (n *node) openLibvirt() (*machine, error) {

@@ -77,6 +77,8 @@ func vms() *noun[vmRow] {
 		{title: "ACCELERATION", wide: true, value: of(func(i *api.Instance) string { return i.Acceleration })},
 		{title: "RESTARTS", wide: true, value: of(func(i *api.Instance) string { return strconv.FormatUint(i.Restarts, 10) })},
 		{title: "NOTE", value: func(_ *app, r *vmRow) string { return r.note() }},
+		{title: "LAST SNAPSHOT", wide: true, value: func(a *app, r *vmRow) string { last, _ := snapshotTimes(r, a.now()); return last }},
+		{title: "NEXT SNAPSHOT", wide: true, value: func(a *app, r *vmRow) string { _, next := snapshotTimes(r, a.now()); return next }},
 		{title: "DRIFT", wide: true, value: of(func(i *api.Instance) string { return strings.Join(i.Drift, "; ") })},
 	}, metaColumns(n.head))
 	return n
@@ -154,7 +156,7 @@ func vmCommand(a *app) *cobra.Command {
 				return c.RestartVM(ctx, a.tenantName(), name, force, o...)
 			},
 		}),
-		n.deleteCommand(a, " and the disks made for them"), consoleCommand(a), logCommand(a), screenshotCommand(a))
+		n.deleteCommand(a, ", the disks made for them and their snapshots"), snapshotCommand(a), consoleCommand(a), logCommand(a), screenshotCommand(a))
 }
 
 // power is one of the verbs that change whether a guest executes.

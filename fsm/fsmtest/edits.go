@@ -16,6 +16,7 @@ func makers() map[string]func(*Generator) fsm.Entry {
 	maps.Copy(m, nodeMakers())
 	maps.Copy(m, workMakers())
 	maps.Copy(m, volumeMakers())
+	maps.Copy(m, snapshotMakers())
 	return m
 }
 
@@ -106,6 +107,14 @@ func (g *Generator) vm() api.VM {
 		Power: pick(g, "", api.PowerOn, api.PowerOff), Priority: g.source.IntN(3)}
 	if g.chance(6) {
 		vm.ID = g.uuid(200 + g.source.IntN(4))
+	}
+	if g.chance(4) {
+		vm.Snapshots = g.schedule()
+	}
+	if g.chance(2) { // one that little can be said against
+		vm.MemoryBytes = 128 * api.MiB
+		vm.Disks = []api.Disk{{Name: "d0", SizeBytes: api.GiB}}
+		return vm
 	}
 	if g.chance(3) {
 		return vm

@@ -63,8 +63,12 @@ func weight(op string) int {
 		return 3
 	case fsm.VMs.Kind() + ".put":
 		return 40
-	case fsm.BeginMigration.Op(), fsm.CommitMigration.Op(): // most of them are what must come before
+	case fsm.BeginMigration.Op(), fsm.CommitMigration.Op(), fsm.AbortMigration.Op(): // most of them are what must come before
 		return 50
+	case fsm.ReportSnapshot.Op(), fsm.RestoreSnapshot.Op(), fsm.ForgetSnapshot.Op():
+		return 6
+	case fsm.SubmitTask.Op():
+		return 12
 	case fsm.AssignInstance.Op(), fsm.RegisterNode.Op(), fsm.RenewNodes.Op(), fsm.JoinNode.Op(), fsm.DispatchTask.Op(),
 		fsm.ForgetInstance.Op(), fsm.ReportInstance.Op(), fsm.Networks.Kind() + ".put", fsm.Images.Kind() + ".put":
 		return 20
@@ -92,18 +96,27 @@ func (g *Generator) Next(view *fsm.View) fsm.Entry {
 	if len(g.sent) > 0 && g.chance(30) {
 		return pick(g, g.sent...)
 	}
+	if g.chance(6) {
+		if next := g.nextOfSnapshots(view); next != nil {
+			return g.make(view, next)
+		}
+	}
 	return g.Make(view, g.deck[g.source.IntN(len(g.deck))])
 }
 
 // Make makes an entry of one op for the state that the view shows.
 func (g *Generator) Make(view *fsm.View, op string) fsm.Entry {
+	return g.make(view, g.makers[op])
+}
+
+func (g *Generator) make(view *fsm.View, maker func(*Generator) fsm.Entry) fsm.Entry {
 	g.view = view
 	g.serial++
 	g.now = g.now.Add(time.Duration(g.source.IntN(2000)) * time.Millisecond)
 	if g.chance(100) {
 		g.now = g.now.Add(time.Duration(g.source.IntN(30)) * time.Minute)
 	}
-	e := g.makers[op](g)
+	e := maker(g)
 	e.Time, e.By = g.now, pick(g, "", "root", "control", "n1")
 	if g.chance(30) {
 		e.Time = e.Time.Add(-time.Duration(g.source.IntN(12)) * time.Minute) // another proposer's clock

@@ -262,6 +262,10 @@ func (g *Generator) submit() fsm.Entry {
 	if in.Verb == api.TaskMigrate {
 		in.Args = pick(g, nil, raw(api.MigrateArgs{Node: g.node(), CopyStorage: true}), raw(api.MigrateArgs{BandwidthBytesMax: -1}))
 	}
+	if vm := g.snapshotVM(); vm != nil && g.chance(2) {
+		in.Verb = pick(g, api.TaskSnapshot, api.TaskSnapshot, api.TaskSnapshotRevert, api.TaskSnapshotDelete)
+		in.Kind, in.Object, in.Args = api.KindVM, api.Key(vm.Tenant, vm.Name), raw(g.snapshotTask(in.Verb, vm))
+	}
 	if g.chance(3) {
 		in.Deadline = g.now.Add(pick(g, time.Duration(g.source.IntN(26))*time.Hour, 2*time.Second)) // the short ones expire
 	}
@@ -299,6 +303,9 @@ func (g *Generator) dispatch() fsm.Entry {
 	if t := fsm.Tasks.Get(g.view, in.Name); t != nil {
 		in.Attempt = t.Attempt
 		g.toOwner(t, &in)
+		if node, epoch := g.ownerOf(t.Object); node != "" && !g.chance(4) {
+			in.Node, in.Epoch = node, epoch
+		}
 	}
 	return fsm.DispatchTask.Entry(in)
 }

@@ -18,6 +18,7 @@ type record struct {
 	StartedAt time.Time
 	Drift     []string   `json:",omitempty"`
 	Copies    []diskCopy `json:",omitempty"`
+	Memory    string     `json:",omitempty"` // what a test made the guest remember
 }
 
 func (r *record) executing() bool {
@@ -34,7 +35,7 @@ func (r *record) with(state, reason string) *record {
 // next start is from a new definition.
 func (r *record) ended(state, reason string) *record {
 	out := r.with(state, reason)
-	out.StartedAt, out.Drift, out.Copies = time.Time{}, nil, nil
+	out.StartedAt, out.Drift, out.Copies, out.Memory = time.Time{}, nil, nil, ""
 	return out
 }
 

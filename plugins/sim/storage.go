@@ -46,6 +46,9 @@ type volumeRecord struct {
 	Image     string `json:"image,omitzero"`
 	Source    string `json:"source,omitzero"` // ID of the volume that it was cloned or copied from
 	Linked    bool   `json:"linked,omitzero"`
+
+	Data      string           `json:"data,omitzero"` // what a test wrote, in place of a disk
+	Snapshots []volumeSnapshot `json:"snapshots,omitzero"`
 }
 
 const volumeNote = "simulated volume of debvisor: no data is kept"
