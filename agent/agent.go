@@ -69,6 +69,7 @@ type Config struct {
 
 	Cluster    Cluster
 	Hypervisor plugins.Hypervisor
+	Updater    plugins.Updater            // nil: an edit of a VM waits for its guest's next start
 	Storage    map[string]plugins.Storage // by driver of the pool
 	Volumes    map[string]plugins.Volumes // of the same drivers; one that is missing makes volumes and changes none
 	Disks      plugins.Disks              // nil: disks of running guests stay as they are

@@ -35,6 +35,11 @@ type guest struct {
 	seenAt    time.Time // when that was noticed
 	reason    string    // that goes with it
 	askedAt   time.Time // when the guest was first asked to stop
+
+	updates     int       // in a row that did not do all
+	updateAfter time.Time // the next one, unless the VM is edited
+	updateOf    uint64    // revision that it is about
+	updateError string    // of the last one
 }
 
 // guests is every guest that the agent has looked at.

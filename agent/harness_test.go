@@ -174,7 +174,7 @@ func (h *host) launch() {
 	h.t.Helper()
 	h.open()
 	config := agent.Config{ID: h.id, Name: h.name, DataDir: h.dir, Address: "127.0.0.1:1", Cluster: h.log,
-		Hypervisor: h.hv, Storage: map[string]plugins.Storage{api.PoolDir: h.storage}, Network: h.network, Timings: h.timings,
+		Hypervisor: h.hv, Updater: h.hv, Storage: map[string]plugins.Storage{api.PoolDir: h.storage}, Network: h.network, Timings: h.timings,
 		Volumes: map[string]plugins.Volumes{api.PoolDir: h.storage}, Disks: h.hv, Snapshots: h.hv,
 		Fetch: h.fetchImage,
 		Renew: func(ctx context.Context, r fsm.Renewal) error {
@@ -265,7 +265,7 @@ func (h *host) until(what string, ok func(v *fsm.View) bool) {
 		case <-poll.C:
 		case <-deadline:
 			for i := range fsm.Instances.All(h.log.f.Read()) {
-				h.t.Logf("instance %s: %s %q gen %d owner %s %v", i.VM, i.State, i.Reason, i.Gen, i.Owner, i.Drift)
+				h.t.Logf("instance %s: %s %q gen %d owner %s %v, pending %q", i.VM, i.State, i.Reason, i.Gen, i.Owner, i.Drift, i.Pending)
 			}
 			for r := range fsm.Replicas.All(h.log.f.Read()) {
 				h.t.Logf("replica %s %s on %s: %s %s", r.Kind, r.Of, r.Node, r.State, r.Reason)

@@ -302,6 +302,9 @@ func (a *Agent) runGuest(ctx context.Context, j job, s *sight) verdict {
 	now := a.config.Clock()
 	if s.executing() {
 		s.guest.runs(s.domain.StartedAt, now)
+		if v, busy := a.updateGuest(ctx, s); busy {
+			return v
+		}
 		return verdict{err: a.report(ctx, s.row, a.runningReport(s))}
 	}
 	if a.shutItselfDown(s) {
@@ -384,6 +387,7 @@ func (a *Agent) runningReport(s *sight) fsm.InstanceReport {
 	for _, drift := range d.Drift {
 		r.Drift = append(r.Drift, printable(drift))
 	}
+	r.Pending = a.pendingOf(s)
 	if d.State == api.InstancePaused {
 		r.Reason = printable(d.Reason)
 		r.Drift = append(r.Drift, driftPaused)
@@ -400,6 +404,7 @@ func (a *Agent) reportUnreachable(ctx context.Context, row *api.Instance, lost e
 	}
 	r := reportOf(row, row.State, printable(unreachablePrefix+lost.Error()))
 	r.StartedAt, r.Addresses, r.Acceleration, r.SpecRevision, r.Drift = row.StartedAt, row.Addresses, row.Acceleration, row.SpecRevision, row.Drift
+	r.Pending = row.Pending
 	return a.report(ctx, row, r)
 }
 
@@ -428,5 +433,5 @@ func (a *Agent) owns(row *api.Instance) bool {
 func sameReport(row *api.Instance, r fsm.InstanceReport) bool {
 	return row.State == r.State && row.Reason == r.Reason && row.StartedAt.Equal(r.StartedAt) &&
 		slices.Equal(row.Addresses, r.Addresses) && row.Acceleration == r.Acceleration && row.Simulated == r.Simulated &&
-		row.SpecRevision == r.SpecRevision && slices.Equal(row.Drift, r.Drift) && row.Restarts >= r.Restarts && row.RestartedTask == r.RestartedTask
+		row.SpecRevision == r.SpecRevision && slices.Equal(row.Drift, r.Drift) && slices.Equal(row.Pending, r.Pending) && row.Restarts >= r.Restarts && row.RestartedTask == r.RestartedTask
 }

@@ -152,7 +152,9 @@ func (a *Agent) resolve(ctx context.Context, s *sight) (plugins.DomainSpec, []st
 	vm := s.vm
 	spec := plugins.DomainSpec{
 		ID: vm.ID, Name: vm.Tenant + "." + vm.Name, Gen: s.row.Gen, SpecRevision: vm.Modified,
-		CPUs: vm.CPUs, MemoryBytes: vm.MemoryBytes, Firmware: orElse(vm.Firmware, "bios"), SeedID: vm.ID,
+		CPUs: vm.CPUs, CPUsMax: vm.CPUsMax, CPU: plugins.CPUSpec{Model: vm.CPUModel}, Topology: vm.CPUTopology,
+		MemoryBytes: vm.MemoryBytes, MemoryMaxBytes: vm.MemoryMax, Machine: vm.Machine, TPM: vm.TPM, NoRNG: vm.RNG == api.Off,
+		Firmware: orElse(vm.Firmware, "bios"), SeedID: vm.ID,
 	}
 	spec.Graphics, spec.Video = vm.Screen()
 	if c := fsm.Configs.Get(s.view, api.ConfigName); c != nil {
@@ -166,14 +168,25 @@ func (a *Agent) resolve(ctx context.Context, s *sight) (plugins.DomainSpec, []st
 		}
 		volumes = append(volumes, id)
 		spec.Disks = append(spec.Disks, plugins.DiskSpec{Name: d.Name, Source: source, Bus: orElse(d.Bus, "virtio"),
-			Cache: orElse(d.Cache, "none"), ReadOnly: d.ReadOnly})
+			Cache: orElse(d.Cache, "none"), Discard: d.Discard, Serial: d.Serial, BootOrder: d.BootOrder, ReadOnly: d.ReadOnly, Limits: d.IOLimits})
+	}
+	for _, d := range vm.CDROMs {
+		drive := plugins.CDROMSpec{Name: d.Name, Bus: d.Bus, BootOrder: d.BootOrder}
+		if d.Image != "" {
+			stored, err := a.bringImage(ctx, s, d.Image)
+			if err != nil {
+				return spec, nil, err
+			}
+			drive.Source = stored.Source
+		}
+		spec.CDROMs = append(spec.CDROMs, drive)
 	}
 	for _, n := range vm.NICs {
 		bridge, err := a.ensureNetwork(ctx, s.view, api.Key(vm.Tenant, n.Network))
 		if err != nil {
 			return spec, nil, err
 		}
-		spec.NICs = append(spec.NICs, plugins.NICSpec{Bridge: bridge, MAC: n.MAC})
+		spec.NICs = append(spec.NICs, plugins.NICSpec{Bridge: bridge, MAC: n.MAC, BootOrder: n.BootOrder, LinkDown: n.Link == api.LinkDown})
 	}
 	if vm.CloudInit != nil {
 		seed := *vm.CloudInit
@@ -241,16 +254,25 @@ func (a *Agent) bootSpec(ctx context.Context, s *sight) (*plugins.BootSpec, erro
 		if f.image == "" {
 			continue
 		}
-		key := api.Key(s.vm.Tenant, f.image)
-		image := fsm.Images.Get(s.view, key)
-		if image == nil {
-			return nil, &waitingError{fmt.Sprintf("image %s does not exist", key)}
-		}
-		stored, err := a.ensureImage(ctx, image, fsm.DefaultPool)
+		stored, err := a.bringImage(ctx, s, f.image)
 		if err != nil {
-			return nil, fmt.Errorf("bring image %s: %w", key, err)
+			return nil, err
 		}
 		*f.path = stored.Source.Path
 	}
 	return boot, nil
+}
+
+// bringImage brings an image of the VM's tenant to this node.
+func (a *Agent) bringImage(ctx context.Context, s *sight, name string) (plugins.Stored, error) {
+	key := api.Key(s.vm.Tenant, name)
+	image := fsm.Images.Get(s.view, key)
+	if image == nil {
+		return plugins.Stored{}, &waitingError{fmt.Sprintf("image %s does not exist", key)}
+	}
+	stored, err := a.ensureImage(ctx, image, fsm.DefaultPool)
+	if err != nil {
+		return stored, fmt.Errorf("bring image %s: %w", key, err)
+	}
+	return stored, nil
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/debvisor/debvisor/agent"
 	"github.com/debvisor/debvisor/api"
 	"github.com/debvisor/debvisor/fsm"
 	"github.com/debvisor/debvisor/plugins"
@@ -85,7 +86,7 @@ func TestPeerThatSendsRubbishIsPassedOver(t *testing.T) {
 
 func TestVolumeIsKeptWhileAGuestMayWriteToIt(t *testing.T) {
 	t.Parallel()
-	h := one(t)
+	h := one(t, func(h *host) { h.change = func(c *agent.Config) { c.Updater = nil } }) // so that the guest keeps its disk
 	v := vm("web")
 	v.Disks = append(v.Disks, api.Disk{Name: "data", SizeBytes: api.GiB})
 	id := h.run(v)

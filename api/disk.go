@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // Disk is one disk of a VM. With Volume it attaches that volume; otherwise the
@@ -17,10 +18,43 @@ type Disk struct {
 	Source    string `json:"source,omitzero"`     // of a volume to be made: clone of this volume, in its pool unless one is named
 	Clone     string `json:"clone,omitzero"`      // with a source: full (default) or linked
 	SizeBytes int64  `json:"size_bytes,omitzero"` // of a volume to be made; a larger one grows it later
-	Bus       string `json:"bus,omitzero"`        // virtio (default) or scsi (virtio-scsi)
+	Bus       string `json:"bus,omitzero"`        // virtio (default), scsi (virtio-scsi) or sata
 	Cache     string `json:"cache,omitzero"`      // none (default), writeback, writethrough
+	Discard   string `json:"discard,omitzero"`    // what becomes of blocks that the guest discards: unmap (default) or ignore
+	Serial    string `json:"serial,omitzero"`     // that the guest sees, as in /dev/disk/by-id; empty: none
+	BootOrder int    `json:"boot_order,omitzero"` // 1 first; where no device has one: the disks in turn
 	ReadOnly  bool   `json:"read_only,omitzero"`
+	IOLimits
 }
+
+// IOLimits bounds how fast a guest may use one disk; 0: no limit. They can be
+// changed while it runs.
+type IOLimits struct {
+	ReadIOPSMax            int64 `json:"read_iops_max,omitzero"` // operations a second
+	WriteIOPSMax           int64 `json:"write_iops_max,omitzero"`
+	ReadBytesPerSecondMax  int64 `json:"read_bytes_per_second_max,omitzero"`
+	WriteBytesPerSecondMax int64 `json:"write_bytes_per_second_max,omitzero"`
+}
+
+// CDROM is a drive of a VM for a disc, which can be put in and taken out while
+// the guest runs.
+type CDROM struct {
+	Name      string `json:"name"`
+	Image     string `json:"image,omitzero"`      // in format raw; empty: no disc
+	Bus       string `json:"bus,omitzero"`        // sata (default) or scsi (virtio-scsi)
+	BootOrder int    `json:"boot_order,omitzero"` // 1 first
+}
+
+// Limits of drives.
+const (
+	CDROMsMax         = 4
+	BootOrderMax      = 64
+	IOPSMax           = 10_000_000
+	BytesPerSecondMax = 1 << 40
+	SerialLengthMax   = 20 // of a virtio disk
+)
+
+const serialChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 
 func (v *VM) checkDisks(p *problems) {
 	if len(v.Disks) > DisksMax {
@@ -35,8 +69,16 @@ func (v *VM) checkDisks(p *problems) {
 			p.add(at("name"), "%q is used twice", d.Name)
 		}
 		names[d.Name] = true
-		checkOneOf(p, at("bus"), d.Bus, "", "virtio", "scsi")
+		checkOneOf(p, at("bus"), d.Bus, "", "virtio", "scsi", "sata")
 		checkOneOf(p, at("cache"), d.Cache, "", "none", "writeback", "writethrough")
+		checkOneOf(p, at("discard"), d.Discard, "", "unmap", "ignore")
+		if len(d.Serial) > SerialLengthMax || strings.Trim(d.Serial, serialChars) != "" {
+			p.add(at("serial"), "is %q", d.Serial).Allow("letters, digits, dots, dashes and underscores, at most %d", SerialLengthMax)
+		}
+		if d.ReadOnly && d.Bus == "sata" {
+			p.add(at("read_only"), "does not go with bus sata").Allow("virtio, scsi")
+		}
+		d.IOLimits.check(p, at)
 		if d.Volume != "" {
 			p.addErr(CheckName(at("volume"), d.Volume))
 			if volumes[d.Volume] {
@@ -77,4 +119,39 @@ func (v *VM) CloneAs(name, clone string) VM {
 		out.CloudInit = &seed
 	}
 	return out
+}
+
+func (l *IOLimits) check(p *problems, at func(string) string) {
+	for _, limit := range []struct {
+		field       string
+		value, most int64
+	}{
+		{"read_iops_max", l.ReadIOPSMax, IOPSMax}, {"write_iops_max", l.WriteIOPSMax, IOPSMax},
+		{"read_bytes_per_second_max", l.ReadBytesPerSecondMax, BytesPerSecondMax},
+		{"write_bytes_per_second_max", l.WriteBytesPerSecondMax, BytesPerSecondMax},
+	} {
+		if limit.value < 0 || limit.value > limit.most {
+			p.add(at(limit.field), "is %d", limit.value).Allow("1 to %d, or 0 for no limit", limit.most)
+		}
+	}
+}
+
+func (v *VM) checkCDROMs(p *problems) {
+	if len(v.CDROMs) > CDROMsMax {
+		p.add("cdroms", "has %d drives", len(v.CDROMs)).Allow("at most %d", CDROMsMax)
+		return
+	}
+	names := map[string]bool{}
+	for i, c := range v.CDROMs {
+		at := func(field string) string { return fmt.Sprintf("cdroms[%d].%s", i, field) }
+		p.addErr(CheckName(at("name"), c.Name))
+		if names[c.Name] {
+			p.add(at("name"), "%q is used twice", c.Name)
+		}
+		names[c.Name] = true
+		if c.Image != "" {
+			p.addErr(CheckName(at("image"), c.Image))
+		}
+		checkOneOf(p, at("bus"), c.Bus, "", "sata", "scsi")
+	}
 }

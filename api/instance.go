@@ -16,6 +16,9 @@ const (
 // AddressesMax is how many addresses of a guest are kept.
 const AddressesMax = 32
 
+// PendingMax is how many edits that wait are kept.
+const PendingMax = 32
+
 // Instance is what became of a VM: who owns it and what that node reports.
 // It is keyed by the VM's ID and written by transitions only. Owner, Gen,
 // Decision and SnapshotSlot are the leader's, GuestCall is that of whoever makes
@@ -38,6 +41,7 @@ type Instance struct {
 	Simulated     bool      `json:"simulated,omitzero"`
 	SpecRevision  uint64    `json:"spec_revision,omitzero"`  // VM revision that the running guest was started from
 	Drift         []string  `json:"drift,omitzero"`          // what differs from the tables, and what happens about it
+	Pending       []string  `json:"pending,omitzero"`        // edits of the VM that wait for the guest's next start, or for the guest
 	Restarts      uint64    `json:"restarts,omitzero"`       // starts by the agent after the guest ended by itself
 	RestartedTask string    `json:"restarted_task,omitzero"` // last restart task that was carried out
 
@@ -58,6 +62,9 @@ func (i *Instance) Validate() error {
 	}
 	if len(i.Drift) > AddressesMax {
 		p.add("drift", "has %d", len(i.Drift)).Allow("at most %d", AddressesMax)
+	}
+	if len(i.Pending) > PendingMax {
+		p.add("pending", "has %d", len(i.Pending)).Allow("at most %d", PendingMax)
 	}
 	return p.err()
 }

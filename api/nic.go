@@ -5,10 +5,18 @@ import (
 	"net"
 )
 
+// States of a NIC's link.
+const (
+	LinkUp   = "up"
+	LinkDown = "down"
+)
+
 // NIC is one network interface of a VM.
 type NIC struct {
-	Network string `json:"network"`
-	MAC     string `json:"mac,omitzero"` // empty: derived from the VM's ID by the kernel
+	Network   string `json:"network"`
+	MAC       string `json:"mac,omitzero"`        // empty: derived from the VM's ID by the kernel
+	Link      string `json:"link,omitzero"`       // up (default) or down, as if its cable were out
+	BootOrder int    `json:"boot_order,omitzero"` // 1 first: boot from the network
 }
 
 func (v *VM) checkNICs(p *problems) {
@@ -19,6 +27,7 @@ func (v *VM) checkNICs(p *problems) {
 	macs := map[string]bool{}
 	for i, n := range v.NICs {
 		p.addErr(CheckName(fmt.Sprintf("nics[%d].network", i), n.Network))
+		checkOneOf(p, fmt.Sprintf("nics[%d].link", i), n.Link, "", LinkUp, LinkDown)
 		if n.MAC == "" {
 			continue
 		}

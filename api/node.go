@@ -38,6 +38,7 @@ type HypervisorInfo struct {
 	Acceleration string `json:"acceleration,omitzero"` // kvm, tcg (software emulation) or none
 	Simulated    bool   `json:"simulated,omitzero"`    // no real guest runs here
 	Healthy      bool   `json:"healthy,omitzero"`
+	TPM          bool   `json:"tpm,omitzero"`    // it can give guests a TPM
 	Reason       string `json:"reason,omitzero"` // why it is not healthy
 }
 

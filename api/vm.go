@@ -37,12 +37,20 @@ const (
 type VM struct {
 	Meta
 	Description string      `json:"description,omitzero"`
-	Power       string      `json:"power,omitzero"` // on (default) or off
-	CPUs        int         `json:"cpus"`           // virtual CPUs
+	Power       string      `json:"power,omitzero"`        // on (default) or off
+	CPUs        int         `json:"cpus"`                  // virtual CPUs
+	CPUsMax     int         `json:"cpus_max,omitzero"`     // up to which CPUs can be added while the guest runs; 0: no more than cpus
+	CPUModel    string      `json:"cpu_model,omitzero"`    // empty: the cluster's baseline; host: all that the node's CPU has; or a model by name
+	CPUTopology CPUTopology `json:"cpu_topology,omitzero"` // as the guest sees its CPUs; zero: sockets of one core
 	MemoryBytes int64       `json:"memory_bytes"`
-	Firmware    string      `json:"firmware,omitzero"` // bios (default) or uefi
-	Boot        *DirectBoot `json:"boot,omitzero"`     // direct kernel boot; nil: from the first disk
+	MemoryMax   int64       `json:"memory_max_bytes,omitzero"` // up to which memory can be given while the guest runs; 0: no more than memory_bytes
+	Machine     string      `json:"machine,omitzero"`          // q35 (default) or i440fx
+	Firmware    string      `json:"firmware,omitzero"`         // bios (default) or uefi
+	TPM         bool        `json:"tpm,omitzero"`              // a virtual TPM 2.0
+	RNG         string      `json:"rng,omitzero"`              // virtio random source fed by the node: on (default) or off
+	Boot        *DirectBoot `json:"boot,omitzero"`             // direct kernel boot; nil: from the disks, or as boot_order says
 	Disks       []Disk      `json:"disks,omitzero"`
+	CDROMs      []CDROM     `json:"cdroms,omitzero"`
 	NICs        []NIC       `json:"nics,omitzero"`
 	CloudInit   *CloudInit  `json:"cloud_init,omitzero"` // seed for the guest (NoCloud); nil: none
 	Placement   Placement   `json:"placement,omitzero"`
@@ -110,7 +118,7 @@ func (v *VM) Validate() error {
 	if v.MemoryBytes < MemoryMin || v.MemoryBytes > MemoryMax {
 		p.add("memory_bytes", "is %d", v.MemoryBytes).Allow("%d (16 MiB) to %d (64 TiB)", MemoryMin, MemoryMax)
 	}
-	checkOneOf(&p, "firmware", v.Firmware, "", "bios", "uefi")
+	v.checkHardware(&p)
 	v.checkScreen(&p)
 	checkOneOf(&p, "ha", v.HA, "", HANone, HALease, HAStorage)
 	if v.Priority < -1000 || v.Priority > 1000 {
@@ -118,7 +126,9 @@ func (v *VM) Validate() error {
 	}
 	v.checkBoot(&p)
 	v.checkDisks(&p)
+	v.checkCDROMs(&p)
 	v.checkNICs(&p)
+	v.checkBootOrder(&p)
 	v.checkCloudInit(&p)
 	v.checkPlacement(&p)
 	v.Snapshots.check(&p, "snapshots")

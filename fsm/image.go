@@ -25,7 +25,7 @@ func dropImage(tx *Tx, image *api.Image) *api.Error {
 		return api.Errorf(api.CodeConflict, "volume %s/%s is a linked clone of it", v.Tenant, v.Name).Do("delete the volume first")
 	}
 	for v := range VMs.By(tx, "image", key) {
-		return api.Errorf(api.CodeConflict, "vm %s/%s boots from it", v.Tenant, v.Name).Do("change the VM first")
+		return api.Errorf(api.CodeConflict, "vm %s/%s boots from it or has it in a drive", v.Tenant, v.Name).Do("change the VM first")
 	}
 	markReplicas(tx, image.ID)
 	return nil

@@ -103,6 +103,7 @@ type InstanceReport struct {
 	Simulated     bool      `json:"simulated,omitzero"`
 	SpecRevision  uint64    `json:"spec_revision,omitzero"`
 	Drift         []string  `json:"drift,omitzero"`
+	Pending       []string  `json:"pending,omitzero"`
 	Restarts      uint64    `json:"restarts,omitzero"`
 	RestartedTask string    `json:"restarted_task,omitzero"`
 }
@@ -117,6 +118,7 @@ var ReportInstance = transition("instance.report", Instances, func(tx *Tx, in In
 	i := *have
 	i.OwnerEpoch = in.Epoch
 	i.State, i.Reason, i.StartedAt = in.State, api.CleanText(in.Reason, api.TextLengthMax), in.StartedAt
+	i.Pending = cleanTexts(in.Pending, api.TextLengthMax)
 	i.Addresses, i.Drift = cleanTexts(in.Addresses, addressLengthMax), cleanTexts(in.Drift, api.TextLengthMax)
 	i.Acceleration, i.Simulated, i.SpecRevision = api.CleanText(in.Acceleration, api.NameLengthMax), in.Simulated, in.SpecRevision
 	if in.RestartedTask != "" {

@@ -23,7 +23,7 @@ var (
 		indexed("volume", volumesOf),
 		indexed("network", networksOf),
 		indexed("mac", macsOf),
-		indexed("image", bootImagesOf))
+		indexed("image", imagesOf))
 	Instances = table[api.Instance](api.KindInstance,
 		indexed("owner", func(i *api.Instance) []string { return []string{i.Owner} }),
 		indexed("vm", func(i *api.Instance) []string { return []string{i.VM} }),

@@ -38,10 +38,19 @@ func checkVM(tx *Tx, before, after *api.VM) *api.Error {
 	if err := checkVMBoot(tx, after); err != nil {
 		return err
 	}
+	if err := checkHardware(tx, after); err != nil {
+		return err
+	}
 	if err := settleNICs(tx, before, after); err != nil {
 		return err
 	}
-	return settleDisks(tx, before, after)
+	if err := settleDisks(tx, before, after); err != nil {
+		return err
+	}
+	if err := keepBootDisk(tx, before, after); err != nil {
+		return err
+	}
+	return placeDisks(tx, after)
 }
 
 // checkVMSize refuses a VM that no node could hold even if it were empty.
@@ -55,9 +64,13 @@ func checkVMSize(tx *Tx, vm *api.VM) *api.Error {
 		return api.Errorf(api.CodeLimit, "%d virtual CPUs are more than any node holds", vm.CPUs).
 			Allow("at most %d", cpus).Do("make the VM smaller, or raise cpu_overcommit").At("cpus")
 	}
-	if vm.MemoryBytes > memory {
-		return api.Errorf(api.CodeLimit, "%s is more than any node holds", api.FormatSize(vm.MemoryBytes)).
-			Allow("at most %s", api.FormatSize(memory)).Do("make the VM smaller, or raise memory_overcommit").At("memory_bytes")
+	if most := vm.MostMemory(); most > memory {
+		field := "memory_bytes"
+		if vm.MemoryMax > 0 {
+			field = "memory_max_bytes"
+		}
+		return api.Errorf(api.CodeLimit, "%s is more than any node holds", api.FormatSize(most)).
+			Allow("at most %s", api.FormatSize(memory)).Do("make the VM smaller, or raise memory_overcommit").At(field)
 	}
 	return nil
 }
@@ -368,11 +381,4 @@ func macsOf(v *api.VM) []string {
 		out = append(out, n.MAC)
 	}
 	return out
-}
-
-func bootImagesOf(v *api.VM) []string {
-	if v.Boot == nil {
-		return nil
-	}
-	return append(keyIn(v.Tenant, v.Boot.Kernel), keyIn(v.Tenant, v.Boot.Initrd)...)
 }

@@ -77,6 +77,9 @@ type Domain struct {
 	Acceleration string
 	Addresses    []string // that the hypervisor knows without asking the guest long
 	Drift        []string // what was changed behind our back: "memory_bytes: 512 MiB, wanted 256 MiB"
+	Pending      []string // what of the spec that Update was given last waits for the next start, or for the guest
+	Unsettled    bool     // the guest has yet to do its part of an update: call Update again
+	Holding      bool     // the guest still has a disk that the spec no longer names
 }
 
 // Event says that a domain may have changed.
@@ -85,51 +88,10 @@ type Event struct {
 	Change string // as the hypervisor names it, for logs
 }
 
-// DomainSpec is a guest to be started, with everything resolved: no names of
-// other objects are left in it.
-type DomainSpec struct {
-	ID           string // UUID
-	Name         string // unique on the machine: TENANT.NAME
-	ClusterID    string // part of the mark
-	Gen          uint64
-	SpecRevision uint64
-	CPUs         int
-	MemoryBytes  int64
-	Firmware     string // bios or uefi
-	Boot         *BootSpec
-	Disks        []DiskSpec
-	NICs         []NICSpec
-	Graphics     string         // api.GraphicsVNC, or none when empty
-	Video        string         // api.VideoVirtio, VideoVGA, or none when empty
-	Seed         *api.CloudInit // nil: no seed
-	SeedID       string         // instance-id of the seed
-}
-
-// BootSpec is a direct kernel boot from files of this machine.
-type BootSpec struct {
-	Kernel, Initrd string // absolute paths that came from Storage
-	Args           string
-}
-
-// DiskSpec is one disk of a guest.
-type DiskSpec struct {
-	Name     string
-	Source   Source
-	Bus      string // virtio or scsi
-	Cache    string // none, writeback or writethrough
-	ReadOnly bool
-}
-
 // Source is where a disk's bytes are. It only ever comes from a Storage.
 type Source struct {
 	Path   string // absolute
 	Format string // qcow2 or raw; always explicit
-}
-
-// NICSpec is one interface of a guest.
-type NICSpec struct {
-	Bridge string
-	MAC    string
 }
 
 // Storage keeps volumes and images in one kind of pool on this machine.

@@ -136,8 +136,14 @@ func vmBlock() *block {
 		attribute{name: "description"},
 		attribute{name: "power"},
 		attribute{name: "cpus", shape: integer},
+		attribute{name: "cpus_max", shape: integer},
+		attribute{name: "cpu_model"},
 		attribute{name: "memory", field: "memory_bytes", shape: size},
+		attribute{name: "memory_max", field: "memory_max_bytes", shape: size},
+		attribute{name: "machine"},
 		attribute{name: "firmware"},
+		attribute{name: "tpm", shape: boolean},
+		attribute{name: "rng"},
 		attribute{name: "graphics"},
 		attribute{name: "video"},
 		attribute{name: "ha"},
@@ -146,8 +152,15 @@ func vmBlock() *block {
 		{name: "boot", field: "boot", attrs: []attribute{{name: "kernel"}, {name: "initrd"}, {name: "args"}}},
 		{name: "disk", field: "disks", label: "name", many: true, attrs: []attribute{
 			{name: "volume"}, {name: "pool"}, {name: "image"}, {name: "source"}, {name: "clone"}, {name: "size", field: "size_bytes", shape: size},
-			{name: "bus"}, {name: "cache"}, {name: "read_only", shape: boolean}}},
-		{name: "nic", field: "nics", many: true, attrs: []attribute{{name: "network"}, {name: "mac"}}},
+			{name: "bus"}, {name: "cache"}, {name: "discard"}, {name: "serial"}, {name: "boot_order", shape: integer},
+			{name: "read_only", shape: boolean}, {name: "read_iops_max", shape: integer}, {name: "write_iops_max", shape: integer},
+			{name: "read_bytes_per_second_max", shape: size}, {name: "write_bytes_per_second_max", shape: size}}},
+		{name: "cdrom", field: "cdroms", label: "name", many: true, attrs: []attribute{
+			{name: "image"}, {name: "bus"}, {name: "boot_order", shape: integer}}},
+		{name: "nic", field: "nics", many: true, attrs: []attribute{{name: "network"}, {name: "mac"}, {name: "link"},
+			{name: "boot_order", shape: integer}}},
+		{name: "cpu_topology", field: "cpu_topology", attrs: []attribute{
+			{name: "sockets", shape: integer}, {name: "cores", shape: integer}, {name: "threads", shape: integer}}},
 		{name: "cloud_init", field: "cloud_init",
 			attrs: []attribute{{name: "hostname"}, {name: "packages", shape: texts}, {name: "commands", shape: argvs}, {name: "network"}},
 			blocks: []block{

@@ -181,7 +181,7 @@ func (c *Cluster) Decide(vm *api.VM, now time.Time) api.Decision {
 
 func (c *Cluster) attach(g *guest) {
 	g.host.cpus += int64(g.vm.CPUs)
-	g.host.memory += g.vm.MemoryBytes
+	g.host.memory += g.vm.MostMemory()
 	g.host.guests[g] = struct{}{}
 	c.labels.add(g)
 	for _, cl := range g.claims {
@@ -191,7 +191,7 @@ func (c *Cluster) attach(g *guest) {
 
 func (c *Cluster) detach(g *guest) {
 	g.host.cpus -= int64(g.vm.CPUs)
-	g.host.memory -= g.vm.MemoryBytes
+	g.host.memory -= g.vm.MostMemory()
 	delete(g.host.guests, g)
 	c.labels.remove(g)
 	for _, cl := range g.claims {

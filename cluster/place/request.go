@@ -36,7 +36,7 @@ type poolNeed struct {
 }
 
 func (c *Cluster) newRequest(vm *api.VM) *request {
-	r := &request{c: c, vm: vm, strategy: vm.Placement.Strategy, cpus: int64(vm.CPUs), memory: vm.MemoryBytes}
+	r := &request{c: c, vm: vm, strategy: vm.Placement.Strategy, cpus: int64(vm.CPUs), memory: vm.MostMemory()}
 	if r.strategy == "" {
 		r.strategy = c.config.PlacementStrategy
 	}

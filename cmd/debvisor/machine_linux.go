@@ -31,6 +31,7 @@ const (
 // machine is the adapters to this machine.
 type machine struct {
 	hypervisor plugins.Hypervisor
+	updater    plugins.Updater
 	storage    plugins.Storage
 	network    plugins.Network
 	volumes    plugins.Volumes
@@ -54,7 +55,7 @@ func (n *node) openMachine() error {
 			return err
 		}
 		n.machine = m
-		config.Hypervisor, config.Network = m.hypervisor, m.network
+		config.Hypervisor, config.Updater, config.Network = m.hypervisor, m.updater, m.network
 		config.Screens, config.Logs = m.screens, m.logs
 		config.Snapshots, config.Guests = m.snapshots, m.guests
 		config.Storage = map[string]plugins.Storage{api.PoolDir: m.storage}
@@ -115,7 +116,7 @@ func (n *node) openSimulator() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the simulator: %w", err)
 	}
-	return &machine{hypervisor: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor, snapshots: hypervisor}, nil
+	return &machine{hypervisor: hypervisor, updater: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor, snapshots: hypervisor}, nil
 }
 
 func (n *node) openLibvirt() (*machine, error) {
@@ -139,7 +140,7 @@ func (n *node) openLibvirt() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
-	return &machine{hypervisor: shared{hypervisor, n.config.Share}, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor}, nil
+	return &machine{hypervisor: shared{hypervisor, n.config.Share}, updater: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor}, nil
 }
 
 // shared is a hypervisor whose machine several nodes share, as those of a

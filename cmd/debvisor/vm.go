@@ -79,6 +79,7 @@ func vms() *noun[vmRow] {
 		{title: "NOTE", value: func(_ *app, r *vmRow) string { return r.note() }},
 		{title: "LAST SNAPSHOT", wide: true, value: func(a *app, r *vmRow) string { last, _ := snapshotTimes(r, a.now()); return last }},
 		{title: "NEXT SNAPSHOT", wide: true, value: func(a *app, r *vmRow) string { _, next := snapshotTimes(r, a.now()); return next }},
+		{title: "PENDING", wide: true, value: of(func(i *api.Instance) string { return strings.Join(i.Pending, "; ") })},
 		{title: "DRIFT", wide: true, value: of(func(i *api.Instance) string { return strings.Join(i.Drift, "; ") })},
 	}, metaColumns(n.head))
 	return n
@@ -89,6 +90,8 @@ func (r *vmRow) note() string {
 	switch {
 	case r.Instance != nil && len(r.Instance.Drift) > 0:
 		return "drift: " + r.Instance.Drift[0]
+	case r.Instance != nil && len(r.Instance.Pending) > 0:
+		return "pending: " + r.Instance.Pending[0]
 	case r.state() == api.InstanceRunning && r.Instance.Simulated:
 		return "simulated"
 	case r.state() == api.InstanceRunning:

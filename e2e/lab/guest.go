@@ -95,7 +95,7 @@ func guestVersion() string {
 func guestModules() []string {
 	return []string{
 		"virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "virtio_balloon", "virtio_scsi",
-		"sd_mod", "sr_mod", "isofs", "nls_utf8", "button", "evdev",
+		"virtio_mem", "sd_mod", "sr_mod", "isofs", "nls_utf8", "button", "evdev",
 	}
 }
 

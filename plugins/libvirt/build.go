@@ -43,6 +43,12 @@ func checkSpec(spec plugins.DomainSpec, clusterID string) error {
 		return wrong("cpus", "is %d", spec.CPUs).Allow("1 to %d", api.CPUsMax)
 	case spec.MemoryBytes < api.MemoryMin || spec.MemoryBytes > api.MemoryMax:
 		return wrong("memory_bytes", "is %d", spec.MemoryBytes).Allow("%d to %d", api.MemoryMin, api.MemoryMax)
+	case spec.CPUsMax != 0 && (spec.CPUsMax < spec.CPUs || spec.CPUsMax > api.CPUsMax):
+		return wrong("cpus_max", "is %d", spec.CPUsMax).Allow("%d to %d", spec.CPUs, api.CPUsMax)
+	case spec.MemoryMaxBytes != 0 && (spec.MemoryMaxBytes < spec.MemoryBytes || spec.MemoryMaxBytes > api.MemoryMax):
+		return wrong("memory_max_bytes", "is %d", spec.MemoryMaxBytes).Allow("%d to %d", spec.MemoryBytes, api.MemoryMax)
+	case spec.Machine != "" && spec.Machine != api.MachineQ35 && spec.Machine != api.MachineI440FX:
+		return wrong("machine", "is %q", spec.Machine).Allow("q35, i440fx")
 	case spec.Firmware != "" && spec.Firmware != "bios" && spec.Firmware != "uefi":
 		return wrong("firmware", "is %q", spec.Firmware).Allow("bios, uefi")
 	}
@@ -53,6 +59,9 @@ func checkSpec(spec plugins.DomainSpec, clusterID string) error {
 		if len(b.Args) > api.KernelArgsMax {
 			return wrong("boot.args", "has %d bytes", len(b.Args)).Allow("at most %d", api.KernelArgsMax)
 		}
+	}
+	if err := checkCPU(spec); err != nil {
+		return err
 	}
 	if err := checkDisks(spec); err != nil {
 		return err
@@ -76,21 +85,20 @@ func checkID(id string) error {
 
 // buildDomain translates a checked spec.
 func buildDomain(spec plugins.DomainSpec, m machine) *domainXML {
-	memoryKiB := (spec.MemoryBytes + api.KiB - 1) / api.KiB
 	d := &domainXML{
 		Type: m.virtType, Name: spec.Name, UUID: spec.ID,
-		Memory:        memoryXML{Unit: "KiB", Value: memoryKiB},
-		CurrentMemory: &memoryXML{Unit: "KiB", Value: memoryKiB},
-		VCPU:          vcpuXML{Placement: "static", Value: spec.CPUs},
-		OS:            osXML{Type: osTypeXML{Arch: m.arch, Machine: "q35", Value: "hvm"}},
+		Memory:        memoryXML{Unit: "KiB", Value: inKiB(spec.MostMemory())},
+		CurrentMemory: &memoryXML{Unit: "KiB", Value: inKiB(spec.MemoryBytes)},
+		VCPU:          vcpuXML{Placement: "static", Value: spec.MostCPUs()},
+		OS:            osXML{Type: osTypeXML{Arch: m.arch, Machine: machineType(spec), Value: "hvm"}},
 		Features:      &featuresXML{ACPI: &struct{}{}, APIC: &struct{}{}},
-		CPU:           &cpuXML{Mode: "maximum"},
+		CPU:           buildCPU(spec, m.virtType),
 		Clock:         &clockXML{Offset: "utc"},
 		OnPoweroff:    "destroy", OnReboot: "restart", OnCrash: "destroy",
 		Devices: devicesXML{Emulator: m.emulator},
 	}
-	if m.virtType == "kvm" {
-		d.CPU.Mode = "host-model"
+	if spec.CPUs < spec.MostCPUs() {
+		d.VCPU.Current = spec.CPUs
 	}
 	if f := m.firmware; f != nil {
 		d.OS.Loader = &loaderXML{ReadOnly: "yes", Type: "pflash", Path: f.code}
@@ -100,14 +108,23 @@ func buildDomain(spec plugins.DomainSpec, m machine) *domainXML {
 		d.OS.Kernel, d.OS.Initrd, d.OS.Cmdline = b.Kernel, b.Initrd, b.Args
 	}
 	for _, add := range []func(plugins.DomainSpec, machine){
-		d.addDisks, d.addSeed, d.addNICs, d.addSerial, d.addAgent, d.addBalloon, d.addRNG, d.addScreen,
+		d.addBus, d.addDisks, d.addCDROMs, d.addSeed, d.addNICs, d.addSerial, d.addAgent, d.addBalloon, d.addTPM, d.addRNG, d.addScreen,
 	} {
 		add(spec, m)
 	}
 	w := d.essentials()
-	d.Metadata = &metadataXML{Mark: &mark{
-		XMLName: markName(), Cluster: spec.ClusterID, ID: spec.ID, Gen: spec.Gen, Revision: spec.SpecRevision,
-		Started: m.started.UTC().Format(time.RFC3339Nano), Hash: w.hash(), Wanted: w,
-	}}
+	d.Metadata = &metadataXML{Mark: &mark{XMLName: markName(), markBody: markBody{
+		Cluster: spec.ClusterID, ID: spec.ID, Gen: spec.Gen, Revision: spec.SpecRevision,
+		Started: m.started.UTC().Format(time.RFC3339Nano), Hash: w.hash(), Wanted: w, Fixed: fixedOf(spec),
+	}}}
 	return d
+}
+
+func inKiB(bytes int64) int64 { return (bytes + api.KiB - 1) / api.KiB }
+
+func machineType(spec plugins.DomainSpec) string {
+	if spec.Machine == api.MachineI440FX {
+		return "pc" // as libvirt and QEMU call it
+	}
+	return api.MachineQ35
 }

@@ -87,6 +87,7 @@ func (h *Hypervisor) describe(ctx, inTime context.Context, c *conn, handle libvi
 	}
 	d.StartedAt = f.mark.startedAt()
 	d.Drift = append(d.Drift, h.definitionDrift(ctx, c, f)...)
+	d.Pending, d.Unsettled, d.Holding = f.xml.pending(f.mark)
 	d.Addresses = h.addresses(inTime, c, f)
 	if err := trimLog(filepath.Join(h.config.StateDir, d.ID, consoleFile)); err != nil {
 		h.config.Logger.Warn("console log not trimmed", "id", d.ID, "error", err)
@@ -115,10 +116,11 @@ func (h *Hypervisor) definitionDrift(ctx context.Context, c *conn, f *found) []s
 	if err != nil {
 		return nil
 	}
-	if inactive.markOf(h.config.ClusterID) == nil {
+	m := inactive.markOf(h.config.ClusterID)
+	if m == nil {
 		return []string{"definition: lost its mark"}
 	}
-	return inactive.drift(f.mark, "definition: ")
+	return inactive.drift(m, "definition: ")
 }
 
 // remember notes an ID whose events are worth a hint.

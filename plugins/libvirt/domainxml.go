@@ -29,6 +29,8 @@ type domainXML struct {
 	OnReboot      string       `xml:"on_reboot,omitempty"`
 	OnCrash       string       `xml:"on_crash,omitempty"`
 	Devices       devicesXML   `xml:"devices"`
+
+	drives drives // dealt out while the domain is built
 }
 
 type metadataXML struct {
@@ -77,10 +79,6 @@ type featuresXML struct {
 	APIC *struct{} `xml:"apic"`
 }
 
-type cpuXML struct {
-	Mode string `xml:"mode,attr,omitempty"`
-}
-
 type clockXML struct {
 	Offset string `xml:"offset,attr,omitempty"`
 }
@@ -93,6 +91,7 @@ type devicesXML struct {
 	Serials     []serialXML     `xml:"serial"`
 	Channels    []channelXML    `xml:"channel"`
 	MemBalloon  *modelXML       `xml:"memballoon"`
+	TPM         *tpmXML         `xml:"tpm"`
 	RNG         *rngXML         `xml:"rng"`
 	Inputs      []inputXML      `xml:"input"`
 	Graphics    []graphicsXML   `xml:"graphics"`
@@ -112,6 +111,7 @@ func (d *domainXML) encode() (string, error) {
 		return "", err
 	}
 	want := *d
+	want.drives = drives{}
 	want.XMLName = back.XMLName
 	if !reflect.DeepEqual(&want, back) {
 		return "", api.Errorf(api.CodeInvalid, "a text of the VM cannot be written as XML").On(api.KindVM, d.Name).

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -23,7 +24,7 @@ func fullSpec() plugins.DomainSpec {
 	}
 	for i := range 30 {
 		bus := []string{"virtio", "scsi", ""}[i%3]
-		spec.Disks = append(spec.Disks, plugins.DiskSpec{Name: "d", Bus: bus, ReadOnly: i%2 == 0,
+		spec.Disks = append(spec.Disks, plugins.DiskSpec{Name: "d" + strconv.Itoa(i), Bus: bus, ReadOnly: i%2 == 0,
 			Source: plugins.Source{Path: "/p/volumes/" + uuid.NewString() + ".qcow2", Format: api.FormatQCOW2}})
 	}
 	for _, mac := range []string{"52:54:00:00:00:01", "52:54:00:00:00:02"} {
@@ -131,7 +132,7 @@ func FuzzHostileTextStaysText(f *testing.F) {
 		boot.Args = "x" + args
 		boot.Kernel = "/images/" + name
 		spec.Boot, spec.Name = &boot, "x"+name
-		spec.Disks = append([]plugins.DiskSpec{{Source: plugins.Source{Path: "/volumes/" + name, Format: api.FormatQCOW2}}}, plain.Disks[1:]...)
+		spec.Disks = append([]plugins.DiskSpec{{Name: "d0", Source: plugins.Source{Path: "/volumes/" + name, Format: api.FormatQCOW2}}}, plain.Disks[1:]...)
 		spec.NICs = []plugins.NICSpec{{Bridge: "b" + name, MAC: plain.NICs[0].MAC}, plain.NICs[1]}
 		text, err := libvirt.Render(spec, "qemu")
 		if err != nil {

@@ -114,18 +114,9 @@ func (h *Hypervisor) Start(ctx context.Context, spec plugins.DomainSpec) error {
 
 // prepare writes the guest's files and renders its definition.
 func (h *Hypervisor) prepare(ctx context.Context, c *conn, spec plugins.DomainSpec) (string, error) {
-	accel, err := h.acceleration(ctx, c)
+	m, err := h.machine(ctx, c, spec)
 	if err != nil {
 		return "", err
-	}
-	m := machine{
-		virtType: accel.virtType, emulator: accel.emulator, arch: accel.arch,
-		dir: filepath.Join(h.config.StateDir, spec.ID), started: time.Now(),
-	}
-	if spec.Firmware == "uefi" {
-		if m.firmware, err = findFirmware(h.config.FirmwareDir); err != nil {
-			return "", err
-		}
 	}
 	if err := checkFiles(spec); err != nil {
 		return "", err
@@ -150,11 +141,38 @@ func (h *Hypervisor) prepare(ctx context.Context, c *conn, spec plugins.DomainSp
 	return text, writeFile(filepath.Join(m.dir, seedFile), seed)
 }
 
+// machine is what the guest of a spec finds here.
+func (h *Hypervisor) machine(ctx context.Context, c *conn, spec plugins.DomainSpec) (machine, error) {
+	accel, err := h.acceleration(ctx, c)
+	if err != nil {
+		return machine{}, err
+	}
+	m := machine{
+		virtType: accel.virtType, emulator: accel.emulator, arch: accel.arch,
+		dir: filepath.Join(h.config.StateDir, spec.ID), started: time.Now(),
+	}
+	if spec.TPM && !accel.tpm {
+		return machine{}, api.Errorf(api.CodeUnavailable, "this node cannot give a guest a TPM: swtpm is missing").
+			On(api.KindVM, spec.Name).Do("install it: apt install swtpm swtpm-tools; systemctl restart libvirtd")
+	}
+	if spec.Firmware == "uefi" {
+		if m.firmware, err = findFirmware(h.config.FirmwareDir); err != nil {
+			return machine{}, err
+		}
+	}
+	return m, nil
+}
+
 // checkFiles says early and in words what QEMU would say late.
 func checkFiles(spec plugins.DomainSpec) error {
 	paths := []string{}
 	for _, d := range spec.Disks {
 		paths = append(paths, d.Source.Path)
+	}
+	for _, d := range spec.CDROMs {
+		if d.Source.Path != "" {
+			paths = append(paths, d.Source.Path)
+		}
 	}
 	if spec.Boot != nil {
 		paths = append(paths, spec.Boot.Kernel)
@@ -213,7 +231,7 @@ func (h *Hypervisor) define(ctx context.Context, c *conn, spec plugins.DomainSpe
 	if old != nil && old.xml.Name != spec.Name {
 		// libvirt changes no name by defining anew.
 		err := c.call(held, func(l *libvirt.Libvirt) error {
-			return l.DomainUndefineFlags(old.handle, libvirt.DomainUndefineKeepNvram|libvirt.DomainUndefineManagedSave)
+			return l.DomainUndefineFlags(old.handle, libvirt.DomainUndefineKeepNvram|libvirt.DomainUndefineKeepTpm|libvirt.DomainUndefineManagedSave)
 		})
 		if err != nil {
 			return err

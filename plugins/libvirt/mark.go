@@ -9,19 +9,29 @@ import (
 	"time"
 
 	"github.com/debvisor/debvisor/api"
+	"github.com/debvisor/debvisor/plugins"
 )
 
 // mark is debvisor's metadata element. A domain without it, or with that of
 // another cluster or domain, is not ours and is never touched.
 type mark struct {
-	XMLName  xml.Name `xml:"https://debvisor.org/xmlns/libvirt/domain/1 mark"`
-	Cluster  string   `xml:"cluster,attr"`
-	ID       string   `xml:"id,attr"` // of the domain it was made for: a copy of the domain is another one
-	Gen      uint64   `xml:"gen,attr"`
-	Revision uint64   `xml:"revision,attr"`
-	Started  string   `xml:"started,attr"` // RFC 3339
-	Hash     string   `xml:"hash,attr"`    // of Wanted
-	Wanted   wanted   `xml:"wanted"`
+	XMLName xml.Name `xml:"https://debvisor.org/xmlns/libvirt/domain/1 mark"`
+	markBody
+}
+
+// markBody is a mark without its name space, which libvirt adds itself where
+// the mark of a running guest is replaced.
+type markBody struct {
+	Cluster  string `xml:"cluster,attr"`
+	ID       string `xml:"id,attr"` // of the domain it was made for: a copy of the domain is another one
+	Gen      uint64 `xml:"gen,attr"`
+	Revision uint64 `xml:"revision,attr"`
+	Started  string `xml:"started,attr"` // RFC 3339
+	Hash     string `xml:"hash,attr"`    // of Wanted
+	Wanted   wanted `xml:"wanted"`
+
+	Fixed   []fixed       `xml:"fixed"`   // what the guest was started with and cannot change
+	Pending []pendingEdit `xml:"pending"` // what of the revision waits
 }
 
 // wanted is what drift is measured against: the essentials of the guest as it
@@ -42,6 +52,28 @@ type wantedDisk struct {
 type wantedNIC struct {
 	MAC    string `xml:"mac,attr"`
 	Bridge string `xml:"bridge,attr"`
+}
+
+// fixed is a plugins.Lasting as it is kept in the mark.
+type fixed struct {
+	Field string `xml:"field,attr"`
+	Value string `xml:"value,attr"`
+	Sum   string `xml:"sum,attr,omitempty"`
+}
+
+func fixedOf(spec plugins.DomainSpec) []fixed {
+	var out []fixed
+	for _, l := range plugins.LastingOf(spec) {
+		out = append(out, fixed(l))
+	}
+	return out
+}
+
+// pendingEdit is one edit that waits.
+type pendingEdit struct {
+	Text  string `xml:",chardata"`
+	Alias string `xml:"alias,attr,omitempty"` // of a device that the guest has yet to let go of: the edit is done when it is gone
+	Retry bool   `xml:"retry,attr,omitempty"` // it may work when it is tried again
 }
 
 // hash is the fingerprint of the essentials, stored beside them so that an
@@ -88,7 +120,7 @@ func (d *domainXML) essentials() wanted {
 		w.MemoryKiB = d.CurrentMemory.kib()
 	}
 	for _, disk := range d.Devices.Disks {
-		if disk.Target.Dev == seedDev {
+		if disk.Device == "cdrom" { // a guest may open its drives
 			continue
 		}
 		item := wantedDisk{Dev: disk.Target.Dev}
@@ -139,7 +171,7 @@ func (d *domainXML) drift(m *mark, prefix string) []string {
 		add("mark: was edited")
 	}
 	found := d.essentials()
-	if found.MemoryKiB != m.Wanted.MemoryKiB {
+	if found.MemoryKiB != m.Wanted.MemoryKiB && !d.deflated(m) {
 		add("memory_bytes: %s, wanted %s", api.FormatSize(found.MemoryKiB*api.KiB), api.FormatSize(m.Wanted.MemoryKiB*api.KiB))
 	}
 	if found.CPUs != m.Wanted.CPUs {
@@ -155,7 +187,7 @@ func (d *domainXML) drift(m *mark, prefix string) []string {
 		}
 	}
 	for _, disk := range found.Disks {
-		if !slices.ContainsFunc(m.Wanted.Disks, func(w wantedDisk) bool { return w.Dev == disk.Dev }) {
+		if !slices.ContainsFunc(m.Wanted.Disks, func(w wantedDisk) bool { return w.Dev == disk.Dev }) && !m.awaits(d.aliasOf(disk.Dev)) {
 			add("disks: %s is attached, not wanted", disk.Dev)
 		}
 	}
@@ -165,11 +197,57 @@ func (d *domainXML) drift(m *mark, prefix string) []string {
 		}
 	}
 	for _, nic := range found.NICs {
-		if !slices.Contains(m.Wanted.NICs, nic) {
+		if !slices.Contains(m.Wanted.NICs, nic) && !m.awaits(nic.MAC) {
 			add("nics: %s on %q is not wanted", nic.MAC, nic.Bridge)
 		}
 	}
 	return out
+}
+
+// deflated reports whether a guest that may have more memory has more of it
+// than was asked for: it gives the rest back when its driver runs.
+func (d *domainXML) deflated(m *mark) bool {
+	have, most := d.essentials().MemoryKiB, d.Memory.kib()
+	return m.Wanted.MemoryKiB < have && have <= most && m.Wanted.MemoryKiB < most && d.ballooned(m)
+}
+
+// ballooned reports whether the guest was started with room for more memory.
+func (d *domainXML) ballooned(m *mark) bool {
+	return slices.ContainsFunc(m.Fixed, func(f fixed) bool {
+		return f.Field == "memory_max_bytes" && f.Value == api.FormatSize(d.Memory.kib()*api.KiB)
+	})
+}
+
+// awaits reports whether the guest has yet to let go of a device.
+func (m *mark) awaits(alias string) bool {
+	return slices.ContainsFunc(m.Pending, func(p pendingEdit) bool { return alias != "" && p.Alias == alias })
+}
+
+func (d *domainXML) aliasOf(dev string) string {
+	for i := range d.Devices.Disks {
+		if d.Devices.Disks[i].Target.Dev == dev {
+			return d.Devices.Disks[i].alias()
+		}
+	}
+	return ""
+}
+
+// pending is what of the mark's edits still waits, whether trying again may
+// help, and whether the guest has a disk that it should not.
+func (d *domainXML) pending(m *mark) (texts []string, retry, holding bool) {
+	for _, p := range m.Pending {
+		disk := d.byAlias(p.Alias)
+		if p.Alias != "" && disk == nil && d.byMAC(p.Alias) == nil {
+			continue // it let go
+		}
+		texts = append(texts, p.Text)
+		retry, holding = retry || p.Retry, holding || disk != nil
+	}
+	if d.deflated(m) && len(texts) < api.PendingMax {
+		texts = append(texts, fmt.Sprintf("memory_bytes: %s, the guest holds %s and gives the rest back when its balloon driver runs",
+			api.FormatSize(m.Wanted.MemoryKiB*api.KiB), api.FormatSize(d.essentials().MemoryKiB*api.KiB)))
+	}
+	return texts, retry, holding
 }
 
 func markName() xml.Name {

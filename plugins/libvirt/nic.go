@@ -13,6 +13,12 @@ type interfaceXML struct {
 	MAC    *macXML             `xml:"mac"`
 	Source *interfaceSourceXML `xml:"source"`
 	Model  *modelTypeXML       `xml:"model"`
+	Link   *linkXML            `xml:"link"`
+	Boot   *bootOrderXML       `xml:"boot"`
+}
+
+type linkXML struct {
+	State string `xml:"state,attr"`
 }
 
 type macXML struct {
@@ -43,9 +49,16 @@ func checkNICs(spec plugins.DomainSpec) error {
 // addNICs plugs the guest into its networks.
 func (d *domainXML) addNICs(spec plugins.DomainSpec, _ machine) {
 	for _, n := range spec.NICs {
-		d.Devices.Interfaces = append(d.Devices.Interfaces, interfaceXML{
+		x := interfaceXML{
 			Type: "bridge", MAC: &macXML{Address: n.MAC},
 			Source: &interfaceSourceXML{Bridge: n.Bridge}, Model: &modelTypeXML{Type: "virtio"},
-		})
+		}
+		if n.LinkDown {
+			x.Link = &linkXML{State: "down"}
+		}
+		if n.BootOrder > 0 {
+			x.Boot = &bootOrderXML{Order: n.BootOrder}
+		}
+		d.Devices.Interfaces = append(d.Devices.Interfaces, x)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/digitalocean/go-libvirt"
@@ -22,6 +23,7 @@ type acceleration struct {
 	emulator string
 	arch     string
 	reason   string // why it is not kvm
+	tpm      bool   // libvirt can emulate one
 }
 
 // Probe implements plugins.Hypervisor.
@@ -52,7 +54,7 @@ func (h *Hypervisor) Probe(ctx context.Context) (plugins.Probe, error) {
 	return plugins.Probe{
 		Info: api.HypervisorInfo{
 			Driver: "libvirt", Version: fmt.Sprintf("libvirt %s, QEMU %s", version(library), version(qemu)),
-			Acceleration: accel.name, Healthy: true, Reason: accel.reason,
+			Acceleration: accel.name, Healthy: true, Reason: accel.reason, TPM: accel.tpm,
 		},
 		Capacity: api.Capacity{CPUs: int(cpus), MemoryBytes: int64(memoryKiB) * api.KiB},
 	}, nil
@@ -174,6 +176,13 @@ func domainCapabilities(ctx context.Context, c *conn, virtType string) (*acceler
 		Path   string `xml:"path"`
 		Domain string `xml:"domain"`
 		Arch   string `xml:"arch"`
+		TPM    struct {
+			Supported string `xml:"supported,attr"`
+			Enums     []struct {
+				Name   string   `xml:"name,attr"`
+				Values []string `xml:"value"`
+			} `xml:"enum"`
+		} `xml:"devices>tpm"`
 	}
 	if err := xml.Unmarshal([]byte(text), &caps); err != nil {
 		return nil, fmt.Errorf("read libvirt's capabilities: %w", err)
@@ -181,7 +190,11 @@ func domainCapabilities(ctx context.Context, c *conn, virtType string) (*acceler
 	if caps.Domain != virtType || caps.Path == "" {
 		return nil, fmt.Errorf("libvirt answers %q for domain type %s", caps.Domain, virtType)
 	}
-	return &acceleration{virtType: virtType, emulator: caps.Path, arch: caps.Arch}, nil
+	a := &acceleration{virtType: virtType, emulator: caps.Path, arch: caps.Arch}
+	for _, e := range caps.TPM.Enums {
+		a.tpm = a.tpm || caps.TPM.Supported == "yes" && e.Name == "backendModel" && slices.Contains(e.Values, "emulator")
+	}
+	return a, nil
 }
 
 // probeGuest starts a guest without disks that libvirt forgets at its end, and

@@ -77,7 +77,7 @@ func (h *Hypervisor) Probe(ctx context.Context) (plugins.Probe, error) {
 		return plugins.Probe{}, err
 	}
 	return plugins.Probe{
-		Info:     api.HypervisorInfo{Driver: driver, Version: "simulated", Acceleration: "none", Simulated: true, Healthy: true},
+		Info:     api.HypervisorInfo{Driver: driver, Version: "simulated", Acceleration: "none", Simulated: true, Healthy: true, TPM: true},
 		Capacity: api.Capacity{CPUs: h.config.CPUs, MemoryBytes: h.config.MemoryBytes},
 	}, nil
 }
@@ -125,7 +125,7 @@ func (h *Hypervisor) Start(ctx context.Context, spec plugins.DomainSpec) error {
 		return err
 	}
 	now := time.Now().UTC()
-	r := &record{Spec: spec, State: api.InstanceRunning, Reason: "booted", StartedAt: now}
+	r := &record{Spec: spec, State: api.InstanceRunning, Reason: "booted", StartedAt: now, Boot: spec.BootDisk()}
 	if err := h.save(d, r, "started"); err != nil {
 		if old == nil || old.Spec.Name != spec.Name {
 			h.dropName(spec.Name)
@@ -247,6 +247,11 @@ func (h *Hypervisor) check(spec plugins.DomainSpec) error {
 	files := []string{}
 	for _, d := range spec.Disks {
 		files = append(files, d.Source.Path)
+	}
+	for _, d := range spec.CDROMs {
+		if d.Source.Path != "" {
+			files = append(files, d.Source.Path)
+		}
 	}
 	if spec.Boot != nil {
 		files = append(files, spec.Boot.Kernel)

@@ -19,6 +19,14 @@ type record struct {
 	Drift     []string   `json:",omitempty"`
 	Copies    []diskCopy `json:",omitempty"`
 	Memory    string     `json:",omitempty"` // what a test made the guest remember
+
+	Boot string `json:",omitempty"` // name of the disk that the guest has booted from
+
+	// What waits of the spec that Update was given last, and the disks that the
+	// guest still has although that spec does not name them.
+	Pending []string           `json:",omitempty"`
+	Held    []plugins.DiskSpec `json:",omitempty"`
+	Retry   bool               `json:",omitempty"` // the guest has yet to let go of Held
 }
 
 func (r *record) executing() bool {
@@ -35,7 +43,8 @@ func (r *record) with(state, reason string) *record {
 // next start is from a new definition.
 func (r *record) ended(state, reason string) *record {
 	out := r.with(state, reason)
-	out.StartedAt, out.Drift, out.Copies, out.Memory = time.Time{}, nil, nil, ""
+	out.Memory = ""
+	out.StartedAt, out.Drift, out.Copies, out.Pending, out.Held, out.Retry = time.Time{}, nil, nil, nil, nil, false
 	return out
 }
 
@@ -48,7 +57,7 @@ func (r *record) domain(bootTime time.Duration) plugins.Domain {
 	d := plugins.Domain{
 		ID: r.Spec.ID, Name: r.Spec.Name, Gen: r.Spec.Gen, SpecRevision: r.Spec.SpecRevision,
 		State: r.State, Reason: r.Reason, StartedAt: r.StartedAt, Acceleration: "none",
-		Drift: slices.Clone(r.Drift),
+		Drift: slices.Clone(r.Drift), Pending: slices.Clone(r.Pending), Unsettled: r.Retry, Holding: len(r.Held) > 0,
 	}
 	if r.booted(bootTime) {
 		d.Addresses = addresses(r.Spec.NICs)
