@@ -16,14 +16,6 @@ import (
 	"github.com/debvisor/debvisor/plugins"
 )
 
-// edit changes a VM as a user would.
-func (h *host) edit(name string, change func(*api.VM)) {
-	h.t.Helper()
-	v := *h.vm(name)
-	change(&v)
-	put(h, fsm.VMs.Put, v)
-}
-
 // untilUpdated waits until the guest is started from, or updated to, the VM as
 // it is now, with exactly this many edits that wait.
 func (h *host) untilUpdated(name string, pending int) *api.Instance {
