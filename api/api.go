@@ -24,6 +24,7 @@ const (
 	KindTask     = "task"
 	KindSnapshot = "snapshot"
 	KindConfig   = "config"
+	KindRole     = "role"
 	KindAPIKey   = "api_key"
 	KindToken    = "join_token"
 )
@@ -43,6 +44,7 @@ func Kinds() []Kind {
 	return []Kind{
 		{Name: KindConfig, Plural: "config", UserEdits: true},
 		{Name: KindTenant, Plural: "tenants", UserEdits: true},
+		{Name: KindRole, Plural: "roles", UserEdits: true},
 		{Name: KindRegion, Plural: "regions"},
 		{Name: KindNode, Plural: "nodes"},
 		{Name: KindPool, Plural: "pools", UserEdits: true},

@@ -2,27 +2,52 @@ package api
 
 import "time"
 
-// Roles that exist so far.
-const RoleAdmin = "admin"
+// Bounds of API keys.
+const (
+	KeyLife         = 90 * 24 * time.Hour // unless whoever makes it says otherwise
+	KeyWarning      = 14 * 24 * time.Hour // before its end a key's answers say when it ends
+	KeyOverlap      = 7 * 24 * time.Hour  // in which the old secret of a rotated key still works
+	KeyTenantsMax   = 64
+	KeyAddressesMax = 64
+)
 
-// APIKey lets a program or a person in. Only a hash of the secret is stored.
+// APIKey lets a program or a person in. Only hashes of its secrets are stored.
 type APIKey struct {
 	Meta
-	Hash    string    `json:"hash,omitzero"` // SHA-256 of the secret part, hexadecimal; the secret has 256 random bits; never sent to clients
-	Role    string    `json:"role"`
-	Expires time.Time `json:"expires,omitzero"` // zero: never
-	By      string    `json:"by,omitzero"`
+	Hash            string    `json:"hash,omitzero"` // SHA-256 of the secret part, hexadecimal; the secret has 256 random bits; never sent to clients
+	Role            string    `json:"role"`
+	Tenants         []string  `json:"tenants,omitzero"`          // in which the role counts; empty: in all, and in what belongs to none
+	Addresses       []string  `json:"addresses,omitzero"`        // networks from which it may be used; empty: from everywhere
+	Expires         time.Time `json:"expires,omitzero"`          // zero: never
+	PreviousHash    string    `json:"previous_hash,omitzero"`    // of the secret before the last rotation
+	PreviousExpires time.Time `json:"previous_expires,omitzero"` // until when that one works
+	By              string    `json:"by,omitzero"`
 }
 
 // Validate implements Object.
 func (k *APIKey) Validate() error {
 	var p problems
 	k.check(&p, false)
-	checkOneOf(&p, "role", k.Role, RoleAdmin)
+	p.addErr(CheckName("role", k.Role))
 	if len(k.Hash) != 64 {
 		p.add("hash", "has %d characters", len(k.Hash)).Allow("64 hexadecimal digits")
 	}
+	if len(k.Tenants) > KeyTenantsMax {
+		p.add("tenants", "has %d names", len(k.Tenants)).Allow("at most %d", KeyTenantsMax)
+	}
+	for _, t := range k.Tenants {
+		p.addErr(CheckName("tenants", t))
+	}
+	if len(k.Addresses) > KeyAddressesMax {
+		p.add("addresses", "has %d networks", len(k.Addresses)).Allow("at most %d", KeyAddressesMax)
+	}
+	checkNetworks(&p, "addresses", k.Addresses)
 	return p.err()
+}
+
+// Admin reports whether the key may do everything.
+func (k *APIKey) Admin() bool {
+	return k.Role == RoleAdmin && len(k.Tenants) == 0 && len(k.Addresses) == 0
 }
 
 // JoinToken admits one node once. Only a hash is stored.

@@ -8,28 +8,77 @@ import (
 
 // KeyCreate is the body of api_key.create.
 type KeyCreate struct {
-	Name    string    `json:"name"`
-	Hash    string    `json:"hash"`
-	Role    string    `json:"role"`
-	Expires time.Time `json:"expires,omitzero"`
+	Name      string    `json:"name"`
+	Hash      string    `json:"hash"`
+	Role      string    `json:"role"`
+	Tenants   []string  `json:"tenants,omitzero"`
+	Addresses []string  `json:"addresses,omitzero"`
+	Expires   time.Time `json:"expires,omitzero"`
 }
 
 // CreateKey adds an API key.
 var CreateKey = transition("api_key.create", APIKeys, createKey).forUsers()
 
 func createKey(tx *Tx, in KeyCreate) (*api.APIKey, *api.Error) {
-	k := api.APIKey{Meta: api.Meta{Name: in.Name}, Hash: in.Hash, Role: in.Role, Expires: in.Expires, By: tx.By}
+	k := api.APIKey{Meta: api.Meta{Name: in.Name}, Hash: in.Hash, Role: in.Role, Tenants: in.Tenants, Addresses: in.Addresses, Expires: in.Expires, By: tx.By}
 	if err := k.Validate(); err != nil {
 		return nil, api.AsError(err).OnMissing(api.KindAPIKey, in.Name)
 	}
 	if APIKeys.Get(tx, in.Name) != nil {
 		return nil, api.Errorf(api.CodeConflict, "exists already").On(api.KindAPIKey, in.Name).Do("choose another name")
 	}
+	if err := wantRole(tx, "role", in.Role); err != nil {
+		return nil, err.On(api.KindAPIKey, in.Name)
+	}
+	for _, t := range in.Tenants {
+		if err := wantTenant(tx, t); err != nil {
+			return nil, err.At("tenants").On(api.KindAPIKey, in.Name)
+		}
+	}
 	if APIKeys.Len(tx) >= api.APIKeysMax {
 		return nil, api.Errorf(api.CodeLimit, "%d keys exist", api.APIKeysMax).On(api.KindAPIKey, in.Name)
 	}
 	return APIKeys.put(tx, k), nil
 }
+
+// KeyRotate is the body of api_key.rotate.
+type KeyRotate struct {
+	Name    string    `json:"name"`
+	Hash    string    `json:"hash"`             // of the new secret
+	Expires time.Time `json:"expires,omitzero"` // of the key from now on; zero: never
+	Overlap int64     `json:"overlap,omitzero"` // nanoseconds in which the old secret still works; 0: not at all
+}
+
+// RotateKey gives an API key a new secret. The one before works on for the
+// overlap, as long as the key had to live at most; one still older ends now.
+var RotateKey = transition("api_key.rotate", APIKeys, func(tx *Tx, in KeyRotate) (*api.APIKey, *api.Error) {
+	have := APIKeys.Get(tx, in.Name)
+	if have == nil {
+		return nil, api.Errorf(api.CodeNotFound, "does not exist").On(api.KindAPIKey, in.Name)
+	}
+	if in.Overlap < 0 || in.Overlap > int64(api.KeyOverlap) {
+		return nil, api.Invalid("overlap", "is %v", time.Duration(in.Overlap)).Allow("0 to %v", api.KeyOverlap).On(api.KindAPIKey, in.Name)
+	}
+	if in.Hash == have.Hash || first(APIKeys.By(tx, "hash", in.Hash)) != nil {
+		return nil, api.Errorf(api.CodeConflict, "has this secret already").On(api.KindAPIKey, in.Name)
+	}
+	if !in.Expires.IsZero() && !in.Expires.After(tx.Time) {
+		return nil, api.Invalid("expires", "has passed").On(api.KindAPIKey, in.Name)
+	}
+	k := *have
+	k.PreviousHash, k.PreviousExpires = "", time.Time{}
+	if until := tx.Time.Add(time.Duration(in.Overlap)); in.Overlap > 0 {
+		if !have.Expires.IsZero() && have.Expires.Before(until) {
+			until = have.Expires
+		}
+		k.PreviousHash, k.PreviousExpires = have.Hash, until
+	}
+	k.Hash, k.Expires = in.Hash, in.Expires
+	if err := k.Validate(); err != nil {
+		return nil, api.AsError(err).OnMissing(api.KindAPIKey, in.Name)
+	}
+	return APIKeys.put(tx, k), nil
+}).forUsers()
 
 // Named is the body of deletions that are no compare-and-set.
 type Named struct {
@@ -42,8 +91,12 @@ var DeleteKey = effect("api_key.delete", func(tx *Tx, in Named) *api.Error {
 	if key == nil {
 		return api.Errorf(api.CodeNotFound, "does not exist").On(api.KindAPIKey, in.Name)
 	}
+	if !key.Admin() {
+		APIKeys.delete(tx, in.Name)
+		return nil
+	}
 	for other := range APIKeys.All(tx) {
-		if other.Name != in.Name && other.Role == api.RoleAdmin && (other.Expires.IsZero() || other.Expires.After(tx.Time)) {
+		if other.Name != in.Name && other.Admin() && (other.Expires.IsZero() || other.Expires.After(tx.Time)) {
 			APIKeys.delete(tx, in.Name)
 			return nil
 		}

@@ -47,7 +47,11 @@ var (
 			return moment(t.EndedAt)
 		}),
 		indexed("object", func(t *api.Task) []string { return []string{t.Kind + "/" + t.Object} }))
-	APIKeys      = table[api.APIKey](api.KindAPIKey, indexed("hash", func(k *api.APIKey) []string { return []string{k.Hash} }))
+	APIKeys = table[api.APIKey](api.KindAPIKey,
+		indexed("hash", func(k *api.APIKey) []string { return []string{k.Hash, k.PreviousHash} }),
+		indexed("role", func(k *api.APIKey) []string { return []string{k.Role} }),
+		indexed("tenant", func(k *api.APIKey) []string { return k.Tenants }))
+	Roles        = table[api.Role](api.KindRole, edited[api.Role](), indexed("inherits", func(r *api.Role) []string { return r.Inherits }))
 	JoinTokens   = table[api.JoinToken](api.KindToken, indexed("hash", func(t *api.JoinToken) []string { return []string{t.Hash} }))
 	Seals        = table[api.Seal]("seal")
 	Certificates = table[api.Certificate]("certificate", indexed("not_after", func(c *api.Certificate) []string { return moment(c.NotAfter) }))
@@ -61,7 +65,7 @@ var (
 func tables() []anyTable {
 	return []anyTable{
 		Configs, Tenants, Regions, Nodes, Pools, Networks, Images, Volumes, VMs, Instances, Replicas, Tasks,
-		APIKeys, JoinTokens, Seals, Certificates, RemovedNodes, Leases,
+		APIKeys, JoinTokens, Seals, Certificates, RemovedNodes, Leases, Roles,
 		Snapshots,
 	}
 }
@@ -70,7 +74,7 @@ func tables() []anyTable {
 func transitions() []erasable {
 	return []erasable{
 		InitCluster, RehomeCluster, ActivateVersion, ApplyMany, PutSeal, RecordCertificate,
-		CreateKey, DeleteKey, CreateToken, DeleteToken, TrimTokens,
+		CreateKey, RotateKey, DeleteKey, CreateToken, DeleteToken, TrimTokens,
 		JoinNode, RegisterNode, ReportNode, RenewNodes, ExpireNode, ConfirmOffNode, ScheduleNode, SetVoter, RemoveNode,
 		PowerVM, AssignInstance, HoldInstance, ReportInstance, ForgetInstance,
 		BeginMigration, CommitMigration, AbortMigration,
@@ -93,6 +97,7 @@ func rules() map[string]any {
 	return map[string]any{
 		api.KindConfig:  rule[api.Config](checkConfig),
 		api.KindTenant:  rule[api.Tenant](checkTenant),
+		api.KindRole:    rule[api.Role](checkRole),
 		api.KindPool:    rule[api.Pool](checkPool),
 		api.KindNetwork: rule[api.Network](checkNetwork),
 		api.KindImage:   rule[api.Image](checkImage),

@@ -12,6 +12,9 @@ func checkTenant(tx *Tx, before, after *api.Tenant) *api.Error {
 	inUse := func(kind, name string) *api.Error {
 		return api.Errorf(api.CodeConflict, "still has %s/%s", kind, name).Do("delete what belongs to the tenant first")
 	}
+	for k := range APIKeys.By(tx, "tenant", before.Name) {
+		return inUse(api.KindAPIKey, k.Name)
+	}
 	for v := range VMs.Prefix(tx, before.Name+"/") {
 		return inUse(api.KindVM, v.Name)
 	}

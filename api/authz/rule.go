@@ -52,14 +52,6 @@ type Rule struct {
 	Factor     SecondFactor      `json:"second_factor,omitzero"`
 }
 
-// BuiltIn returns the rules that every cluster starts from.
-func BuiltIn() []Rule {
-	return []Rule{{
-		Name: "admin", Effect: Allow,
-		Roles: []string{api.RoleAdmin}, Verbs: []Verb{Any}, Kinds: []string{Any}, Tenants: []string{Any},
-	}}
-}
-
 // Validate returns an *api.Error that names the field, or nil.
 func (r *Rule) Validate() error {
 	if err := r.validate(); err != nil {

@@ -234,11 +234,36 @@ func (c *Client) CreateJoinToken(ctx context.Context, witness bool, options ...O
 	return result[api.Secret](ctx, c, &call{method: http.MethodPost, path: "/v1/join_tokens", in: map[string]bool{"witness": witness}}, options)
 }
 
-// CreateAPIKey makes a key. It is shown once. A zero expires means never.
-func (c *Client) CreateAPIKey(ctx context.Context, name, role string, expires time.Time, options ...Option) (*api.Secret, error) {
-	in := map[string]any{"name": name, "role": role}
-	if !expires.IsZero() {
-		in["expires"] = expires.UTC()
+// NewKey is what a new API key is to be, or what a rotated one is to become.
+type NewKey struct {
+	Name           string    `json:"name,omitzero"`
+	Role           string    `json:"role,omitzero"`
+	Tenants        []string  `json:"tenants,omitzero"`         // in which the role counts; empty: everywhere
+	Addresses      []string  `json:"addresses,omitzero"`       // networks from which it may be used; empty: from everywhere
+	Expires        time.Time `json:"expires,omitzero"`         // zero: in 90 days
+	Forever        bool      `json:"forever,omitzero"`         // it does not expire
+	OverlapSeconds *int64    `json:"overlap_seconds,omitzero"` // rotation: how long the old secret works on; nil: 7 days
+}
+
+// RotateAPIKey gives a key a new secret, which is shown once.
+func (c *Client) RotateAPIKey(ctx context.Context, name string, in NewKey, options ...Option) (*api.Secret, error) {
+	in.Name, in.Role, in.Tenants, in.Addresses = "", "", nil, nil
+	return result[api.Secret](ctx, c, &call{method: http.MethodPost, path: "/v1/api_keys/" + url.PathEscape(name) + "/rotate", in: in}, options)
+}
+
+// CanI tells whether the caller may do something, and which rule says so. An
+// empty name stands for any object.
+func (c *Client) CanI(ctx context.Context, verb, kind, tenant, name string) (*api.Permission, error) {
+	q := tenantQuery(tenant)
+	q.Set("verb", verb)
+	q.Set("kind", kind)
+	if name != "" {
+		q.Set("name", name)
 	}
+	return read[api.Permission](ctx, c, "/v1/can-i", q)
+}
+
+// CreateAPIKey makes a key. It is shown once.
+func (c *Client) CreateAPIKey(ctx context.Context, in NewKey, options ...Option) (*api.Secret, error) {
 	return result[api.Secret](ctx, c, &call{method: http.MethodPost, path: "/v1/api_keys", in: in}, options)
 }

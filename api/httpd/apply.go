@@ -22,7 +22,7 @@ const (
 )
 
 func (s *Server) registerApply() error {
-	return handle(s, route{method: http.MethodPost, path: "/v1/apply", right: authz.Right{Verb: authz.Update, Kind: authz.KindCluster, Scope: authz.ScopeCluster},
+	return handle(s, route{method: http.MethodPost, path: "/v1/apply", right: authz.Right{Verb: authz.Update, Kind: authz.KindCluster, Scope: authz.ScopeSelf},
 		change: true, body: api.Apply{}, bytes: ApplyBytesMax, answer: api.Applied{}, summary: "Make many changes at once",
 		about: "Up to 256 KiB they are one entry, all or nothing. More answers 202 with a task: parts are carried out one after the other, each all or nothing."},
 		(*exchange).apply)

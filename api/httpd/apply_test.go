@@ -171,7 +171,7 @@ func TestALargeApplyEndsWithItsKey(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	var key api.Secret
-	s.want(201, "POST", "/v1/api_keys", `{"name":"ci"}`).into(t, &key)
+	s.want(201, "POST", "/v1/api_keys", `{"name":"ci","role":"admin"}`).into(t, &key)
 	s.want(202, "POST", "/v1/apply", encode(t, large(600)), "Authorization", "Bearer "+key.Key)
 	s.want(204, "DELETE", "/v1/api_keys/ci", "")
 	for task := range fsm.Tasks.All(s.f.Read()) {

@@ -5,6 +5,8 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"net/http"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,9 +26,19 @@ const (
 
 // principal is who asks.
 type principal struct {
-	key   string // name of the API key; empty: nobody
-	roles []string
-	auth  fsm.Auth
+	key     string // name of the API key; empty: nobody
+	roles   []string
+	tenants []string // in which the roles count; empty: everywhere
+	auth    fsm.Auth
+}
+
+func principalOf(key *api.APIKey) principal {
+	return principal{key: key.Name, roles: []string{key.Role}, tenants: key.Tenants, auth: fsm.Auth{Key: key.Name, Revision: key.Modified}}
+}
+
+// admin reports whether no rule stands in the caller's way.
+func (p principal) admin() bool {
+	return len(p.tenants) == 0 && slices.Contains(p.roles, api.RoleAdmin)
 }
 
 func (p principal) by() string { return "key:" + p.key }
@@ -53,9 +65,13 @@ func (x *exchange) authenticate() error {
 	name, sum := rest[:cut], sha256.Sum256([]byte(rest[cut+1:]))
 	hash := hex.EncodeToString(sum[:])
 	for key := range fsm.APIKeys.By(x.s.cfg.Cluster.State().Read(), "hash", hash) {
-		same := subtle.ConstantTimeCompare([]byte(key.Name), []byte(name)) & subtle.ConstantTimeCompare([]byte(key.Hash), []byte(hash))
-		if same == 1 && live(key) {
-			x.who = principal{key: key.Name, roles: []string{key.Role}, auth: fsm.Auth{Key: key.Name, Revision: key.Modified}}
+		if subtle.ConstantTimeCompare([]byte(key.Name), []byte(name)) == 1 && opens(key, hash) && live(key) {
+			if !x.from(key) {
+				return api.Errorf(api.CodeForbidden, "the key may not be used from this address").On(api.KindAPIKey, key.Name).
+					Do("use it from one of the networks that it was made for")
+			}
+			x.who = principalOf(key)
+			x.warnOfEnd(key)
 			return nil
 		}
 	}
@@ -64,6 +80,36 @@ func (x *exchange) authenticate() error {
 		return api.Errorf(api.CodeUnavailable, "this node has not heard from the leader and cannot check the key").Do("ask another node, or try again in a moment")
 	}
 	return badKey()
+}
+
+// opens reports whether a secret with that hash opens the key: the present one,
+// or for some days the one before the last rotation.
+func opens(key *api.APIKey, hash string) bool {
+	if subtle.ConstantTimeCompare([]byte(key.Hash), []byte(hash)) == 1 {
+		return true
+	}
+	return subtle.ConstantTimeCompare([]byte(key.PreviousHash), []byte(hash)) == 1 && time.Now().Before(key.PreviousExpires)
+}
+
+// from reports whether the key may be used from where the request came.
+func (x *exchange) from(key *api.APIKey) bool {
+	if len(key.Addresses) == 0 {
+		return true
+	}
+	peer := x.peer()
+	return slices.ContainsFunc(key.Addresses, func(text string) bool {
+		network, err := netip.ParsePrefix(text)
+		return err == nil && network.Contains(peer)
+	})
+}
+
+// headerKeyExpires says when the key of the request ends, in its last days.
+const headerKeyExpires = "X-Debvisor-Key-Expires"
+
+func (x *exchange) warnOfEnd(key *api.APIKey) {
+	if !key.Expires.IsZero() && time.Until(key.Expires) < api.KeyWarning {
+		x.w.Header().Set(headerKeyExpires, key.Expires.UTC().Format(time.RFC3339))
+	}
 }
 
 func live(key *api.APIKey) bool { return key.Expires.IsZero() || time.Now().Before(key.Expires) }

@@ -227,7 +227,7 @@ func TestTheLogHasRequestIDsAndNoSecrets(t *testing.T) {
 	log := &lockedBuffer{}
 	s := newServer(t, func(c *httpd.Config) { c.Logger = hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: log}) })
 	var key, token api.Secret
-	s.want(201, "POST", "/v1/api_keys", `{"name":"ci"}`).into(t, &key)
+	s.want(201, "POST", "/v1/api_keys", `{"name":"ci","role":"admin"}`).into(t, &key)
 	s.want(201, "POST", "/v1/join_tokens", `{}`).into(t, &token)
 	s.want(200, "POST", "/v1/cluster/backup", `{"passphrase":"a canary passphrase"}`)
 	s.want(401, "GET", "/v1/vms", "", "Authorization", "Bearer dvk_root_"+strings.Repeat("c", 52))

@@ -126,7 +126,7 @@ type Config struct {
 	// LeaderContact is the time since this node last knew the leader's state to
 	// be its own; nil: always now.
 	LeaderContact func() time.Duration
-	Rules         []authz.Rule           // nil: authz.BuiltIn
+	Rules         []authz.Rule           // beside those of the roles
 	Origins       []string               // hosts besides the node's own from which browsers may open WebSockets
 	Deprecations  map[string]Deprecation // by "METHOD path", as in the OpenAPI document
 	Node          string                 // name of this node
@@ -138,8 +138,7 @@ type Config struct {
 // Server is the API as a handler.
 type Server struct {
 	cfg       Config
-	policies  *authz.Policies
-	denies    bool // some rule denies: every object of a list is asked about
+	book      *ruleBook
 	log       hclog.Logger
 	router    *mux.Router
 	api       huma.API
@@ -172,14 +171,11 @@ func New(cfg Config) (*Server, error) {
 	if cfg.LeaderContact == nil {
 		cfg.LeaderContact = func() time.Duration { return 0 }
 	}
-	if cfg.Rules == nil {
-		cfg.Rules = authz.BuiltIn()
-	}
-	policies, err := authz.Compile(cfg.Rules)
-	if err != nil {
+	book := &ruleBook{extra: cfg.Rules}
+	if _, err := compile(nil, cfg.Rules); err != nil {
 		return nil, fmt.Errorf("http api: %w", err)
 	}
-	s := &Server{cfg: cfg, policies: policies, log: cfg.Logger, router: mux.NewRouter().SkipClean(true), resources: resources(),
+	s := &Server{cfg: cfg, book: book, log: cfg.Logger, router: mux.NewRouter().SkipClean(true), resources: resources(),
 		metrics: newMetrics(), tickets: newTickets(), requests: newGate("requests", RequestsMax), waits: newGate("blocking queries", WaitsMax),
 		streams: newGate("streams", StreamsMax), uploads: newGate("uploads and backups", UploadsMax), applies: newGate("large applies", AppliesMax)}
 	s.fixed = fixedHeaders{version: []string{cfg.Version}, sniff: []string{"nosniff"}, cache: []string{"no-store"},
@@ -187,13 +183,11 @@ func New(cfg Config) (*Server, error) {
 	for _, g := range []gate{s.requests, s.waits, s.streams, s.uploads, s.applies} {
 		s.metrics.watchGate(g)
 	}
-	for _, r := range cfg.Rules {
-		s.denies = s.denies || r.Effect == authz.Deny
-	}
 	s.api = humamux.New(s.router, s.humaConfig())
 	if err := s.register(); err != nil {
 		return nil, fmt.Errorf("http api: %w", err)
 	}
+	var err error
 	if s.document, err = json.Marshal(s.api.OpenAPI()); err != nil {
 		return nil, fmt.Errorf("http api: encode openapi: %w", err)
 	}

@@ -53,7 +53,7 @@ func of[T any, P object[T]](table fsm.Table[T, P]) *resource[T, P] {
 
 func resources() map[string]resourceOf {
 	keys, tokens := of(fsm.APIKeys), of(fsm.JoinTokens)
-	keys.hide = func(k *api.APIKey) { k.Hash = "" }
+	keys.hide = func(k *api.APIKey) { k.Hash, k.PreviousHash = "", "" }
 	tokens.hide = func(t *api.JoinToken) { t.Hash = "" }
 	instances, replicas, tasks := of(fsm.Instances), of(fsm.Replicas), of(fsm.Tasks)
 	instances.belong = func(i *api.Instance) string { return tenantOfKey(i.VM) }
@@ -65,7 +65,7 @@ func resources() map[string]resourceOf {
 	vms := of(fsm.VMs)
 	vms.revive = reviveVM
 	all := map[string]resourceOf{}
-	for _, r := range []resourceOf{of(fsm.Configs), of(fsm.Tenants), of(fsm.Regions), of(fsm.Nodes), of(fsm.Pools), of(fsm.Networks),
+	for _, r := range []resourceOf{of(fsm.Configs), of(fsm.Tenants), of(fsm.Roles), of(fsm.Regions), of(fsm.Nodes), of(fsm.Pools), of(fsm.Networks),
 		of(fsm.Images), of(fsm.Volumes), vms, instances, replicas, tasks, keys, tokens, of(fsm.Snapshots)} {
 		all[r.kind().Name] = r
 	}

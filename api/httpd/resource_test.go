@@ -145,7 +145,7 @@ func TestSecretsNeverLeave(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	var key, token api.Secret
-	s.want(201, "POST", "/v1/api_keys", `{"name":"ci"}`).into(t, &key)
+	s.want(201, "POST", "/v1/api_keys", `{"name":"ci","role":"admin"}`).into(t, &key)
 	s.want(201, "POST", "/v1/join_tokens", `{"witness":true}`).into(t, &token)
 	s.do(fsm.PutSeal.Entry(api.Seal{Meta: api.Meta{Name: "ca"}, Ciphertext: []byte("canary-of-a-seal")}))
 	hash := fsm.APIKeys.Get(s.f.Read(), "ci").Hash
@@ -163,7 +163,7 @@ func TestSecretsNeverLeave(t *testing.T) {
 			}
 		}
 	}
-	plan := s.want(200, "POST", "/v1/api_keys?plan=true", `{"name":"ci2"}`)
+	plan := s.want(200, "POST", "/v1/api_keys?plan=true", `{"name":"ci2","role":"viewer"}`)
 	if strings.Contains(string(plan.body), `"hash"`) {
 		t.Errorf("the plan shows a hash: %s", plan.body)
 	}

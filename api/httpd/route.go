@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humamux"
@@ -113,6 +112,7 @@ func (s *Server) register() error {
 		s.registerSnapshots,
 		s.registerConsoles,
 		s.registerNodes,
+		s.registerRoles,
 		s.registerSecrets,
 		s.registerTasks,
 		s.registerMoves,
@@ -291,21 +291,35 @@ func (x *exchange) name() (string, error) {
 
 // allowed asks the rules. What the caller may not even read does not exist.
 func (x *exchange) allowed(verb authz.Verb, kind, tenant, name string) error {
-	q := authz.Request{Principal: x.who.key, Roles: x.who.roles, Tenant: tenant, Verb: verb, Kind: kind, Name: name, IP: x.peer(), Time: time.Now()}
+	if err := x.onlyAdmins(verb, kind); err != nil {
+		return err
+	}
+	decision, err := x.decide(verb, kind, tenant, name)
+	if err != nil || decision.Allowed {
+		return err
+	}
+	if tenant != "" && name != "" {
+		if read, err := x.decide(authz.Read, kind, tenant, name); err != nil || !read.Allowed {
+			return api.Errorf(api.CodeNotFound, "does not exist").On(kind, api.Key(tenant, name))
+		}
+	}
+	q := x.question(verb, kind, tenant, name)
+	return decision.Err(&q)
+}
+
+// decide asks the rules about an object as it is stored.
+func (x *exchange) decide(verb authz.Verb, kind, tenant, name string) (authz.Decision, error) {
+	r, err := x.rules()
+	if err != nil {
+		return authz.Decision{}, err
+	}
+	q := x.question(verb, kind, tenant, name)
 	if res, ok := x.s.resources[kind]; ok && name != "" {
 		if head := res.head(x.s.cfg.Cluster.State().Read(), res.kind().Key(tenant, name)); head != nil {
 			q.Labels = head.Labels
 		}
 	}
-	decision := x.s.policies.Allow(&q)
-	if decision.Allowed {
-		return nil
-	}
-	denied := decision.Err(&q)
-	if q.Verb = authz.Read; tenant != "" && name != "" && !x.s.policies.Allow(&q).Allowed {
-		return api.Errorf(api.CodeNotFound, "does not exist").On(kind, api.Key(tenant, name))
-	}
-	return denied
+	return r.Allow(&q), nil
 }
 
 func (s *Server) notFound(_ http.ResponseWriter, r *http.Request) {

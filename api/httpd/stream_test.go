@@ -91,7 +91,7 @@ func TestABlockingQueryEnds(t *testing.T) {
 	s := newServer(t)
 	s.want(200, "GET", "/v1/networks?index="+u(s.f.Index())+"&wait=10ms", "")
 	var key api.Secret
-	s.want(201, "POST", "/v1/api_keys", `{"name":"ci"}`).into(t, &key)
+	s.want(201, "POST", "/v1/api_keys", `{"name":"ci","role":"admin"}`).into(t, &key)
 	req := s.request("GET", "/v1/networks?index="+u(s.f.Index())+"&wait=10m", "", "Authorization", "Bearer "+key.Key)
 	revoked := make(chan int, 1)
 	go func() { revoked <- s.send(req).status }()
@@ -192,7 +192,7 @@ func TestEventsAreFilteredAndResume(t *testing.T) {
 	s := newServer(t)
 	at := s.f.Index()
 	s.want(201, "PUT", "/v1/networks/a", `{"driver":"bridge","bridge":"br0","labels":{"role":"web"}}`)
-	s.want(201, "POST", "/v1/api_keys", `{"name":"ci"}`)
+	s.want(201, "POST", "/v1/api_keys", `{"name":"ci","role":"admin"}`)
 	s.want(201, "PUT", "/v1/networks/b", netBody)
 	first, resp := s.events(t.Context(), "/v1/events?index="+u(at)+"&kind=network")
 	if resp.Header.Get("Content-Type") != "text/event-stream" {
@@ -221,7 +221,7 @@ func TestAStreamEndsWithItsKey(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	var key api.Secret
-	s.want(201, "POST", "/v1/api_keys", `{"name":"ci"}`).into(t, &key)
+	s.want(201, "POST", "/v1/api_keys", `{"name":"ci","role":"admin"}`).into(t, &key)
 	stream, _ := s.events(t.Context(), "/v1/events?kind=vm", "Authorization", "Bearer "+key.Key)
 	began := time.Now()
 	s.want(204, "DELETE", "/v1/api_keys/ci", "")
@@ -361,7 +361,7 @@ func TestAConsoleEndsWithItsKey(t *testing.T) {
 	s.runOn("default/web")
 	s.consoles = func() (io.ReadWriteCloser, error) { a, _ := net.Pipe(); return a, nil }
 	var key api.Secret
-	s.want(201, "POST", "/v1/api_keys", `{"name":"ci"}`).into(t, &key)
+	s.want(201, "POST", "/v1/api_keys", `{"name":"ci","role":"admin"}`).into(t, &key)
 	conn, _, err := websocket.Dial(t.Context(), s.url+"/v1/vms/web/console", &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + key.Key}}})
 	if err != nil {
 		t.Fatal(err)

@@ -246,10 +246,10 @@ func (x *exchange) admitTicket(text string) error {
 		return api.Errorf(api.CodeForbidden, "the ticket is of another key").Do("open the console with the ticket alone, or with a ticket of this key")
 	}
 	key := fsm.APIKeys.Get(x.s.cfg.Cluster.State().Read(), grant.Key)
-	if key == nil || key.Modified != grant.Revision || !live(key) {
+	if key == nil || key.Modified != grant.Revision || !live(key) || !x.from(key) {
 		return badTicket()
 	}
-	x.who = principal{key: key.Name, roles: []string{key.Role}, auth: fsm.Auth{Key: key.Name, Revision: key.Modified}}
+	x.who = principalOf(key)
 	x.ticketVM = grant.VM
 	return nil
 }

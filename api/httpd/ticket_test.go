@@ -105,7 +105,7 @@ func TestATicketIsBoundToKeyVMKindAndPage(t *testing.T) {
 	t.Parallel()
 	s := consoleServer(t)
 	var key api.Secret
-	s.want(201, "POST", "/v1/api_keys", `{"name":"ci"}`).into(t, &key)
+	s.want(201, "POST", "/v1/api_keys", `{"name":"ci","role":"admin"}`).into(t, &key)
 	mine := []string{"Authorization", "Bearer " + key.Key}
 	for name, c := range map[string]struct {
 		path   string
@@ -144,7 +144,7 @@ func TestConsolesOpenedWithATicketEndWithItsKey(t *testing.T) {
 	t.Parallel()
 	s := consoleServer(t)
 	var key api.Secret
-	s.want(201, "POST", "/v1/api_keys", `{"name":"ci"}`).into(t, &key)
+	s.want(201, "POST", "/v1/api_keys", `{"name":"ci","role":"admin"}`).into(t, &key)
 	k := s.ticket("web", "vnc", "Authorization", "Bearer "+key.Key)
 	conn, _, err := websocket.Dial(t.Context(), s.url+k.Path, &websocket.DialOptions{Subprotocols: []string{"binary", "debvisor.ticket." + k.Ticket}})
 	if err != nil {

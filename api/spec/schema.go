@@ -93,6 +93,7 @@ var kindBlocks = map[string]*block{
 		attribute{name: "moves_per_node", shape: integer}),
 	api.KindTenant: kindBlock(api.KindTenant,
 		attribute{name: "description"}),
+	api.KindRole: roleBlock(),
 	api.KindPool: kindBlock(api.KindPool,
 		attribute{name: "driver", fallback: api.PoolDir},
 		attribute{name: "path"},
@@ -128,6 +129,14 @@ func kindBlock(kind string, attrs ...attribute) *block {
 		b.attrs = append(b.attrs, attribute{name: "tenant"})
 	}
 	b.attrs = append(append(b.attrs, attribute{name: "labels", shape: labels}), attrs...)
+	return b
+}
+
+func roleBlock() *block {
+	b := kindBlock(api.KindRole, attribute{name: "description"}, attribute{name: "inherits", shape: texts})
+	b.blocks = []block{{name: "rule", field: "rules", many: true, attrs: []attribute{
+		{name: "effect"}, {name: "verbs", shape: texts}, {name: "kinds", shape: texts}, {name: "names", shape: texts},
+		{name: "labels", shape: labels}, {name: "addresses", shape: texts}, {name: "not_before"}, {name: "not_after"}, {name: "second_factor"}}}}
 	return b
 }
 
@@ -184,6 +193,8 @@ func NewObject(kind string) api.Object {
 		return &api.Config{}
 	case api.KindTenant:
 		return &api.Tenant{}
+	case api.KindRole:
+		return &api.Role{}
 	case api.KindPool:
 		return &api.Pool{}
 	case api.KindNetwork:

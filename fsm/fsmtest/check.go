@@ -26,7 +26,7 @@ func Rows(view *fsm.View) []Row {
 		rows(fsm.Configs, view), rows(fsm.Tenants, view), rows(fsm.Regions, view), rows(fsm.Nodes, view), rows(fsm.Pools, view),
 		rows(fsm.Networks, view), rows(fsm.Images, view), rows(fsm.Volumes, view), rows(fsm.VMs, view), rows(fsm.Instances, view),
 		rows(fsm.Replicas, view), rows(fsm.Tasks, view), rows(fsm.APIKeys, view), rows(fsm.JoinTokens, view), rows(fsm.Seals, view),
-		rows(fsm.Certificates, view), rows(fsm.RemovedNodes, view), rows(fsm.Leases, view), rows(fsm.Snapshots, view))
+		rows(fsm.Certificates, view), rows(fsm.RemovedNodes, view), rows(fsm.Leases, view), rows(fsm.Roles, view), rows(fsm.Snapshots, view))
 }
 
 func rows[T any, P object[T]](t fsm.Table[T, P], view *fsm.View) (out []Row) {

@@ -25,6 +25,7 @@ func edits() map[string]func(*Generator) fsm.Entry {
 	m := map[string]func(*Generator) fsm.Entry{}
 	edited(m, fsm.Configs, (*Generator).config)
 	edited(m, fsm.Tenants, func(g *Generator) api.Tenant { return api.Tenant{Meta: api.Meta{Name: g.name("t", 3)}} })
+	edited(m, fsm.Roles, (*Generator).role)
 	edited(m, fsm.Pools, (*Generator).pool)
 	edited(m, fsm.Networks, func(g *Generator) api.Network {
 		return api.Network{Meta: g.meta("net", 3), Driver: api.NetworkBridge, Bridge: "br0", Description: g.text()}
@@ -74,6 +75,11 @@ func (g *Generator) meta(letter string, n int) api.Meta {
 func (g *Generator) config() api.Config {
 	return api.Config{Meta: api.Meta{Name: api.ConfigName}, CPUOvercommit: pick(g, 0, 1.5, 4, 99), Voters: pick(g, 0, 3, 4),
 		TaskRetention: pick(g, 0, time.Minute, time.Second), JournalRetention: pick(g, 0, 48*time.Hour, time.Hour), Region: pick(g, "", "", "elsewhere")}
+}
+
+func (g *Generator) role() api.Role {
+	return api.Role{Meta: api.Meta{Name: pick(g, g.name("role", 3), g.name("role", 3), api.RoleAdmin)}, Inherits: pick(g, nil, []string{api.RoleViewer}, []string{g.name("role", 3)}),
+		Rules: []api.RoleRule{{Effect: pick(g, "", "deny", "maybe"), Verbs: []string{pick(g, "read", "*")}, Kinds: []string{api.KindVM}, Labels: g.labels()}}}
 }
 
 func (g *Generator) pool() api.Pool {

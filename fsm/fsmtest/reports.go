@@ -24,8 +24,12 @@ func clusterMakers() map[string]func(*Generator) fsm.Entry {
 				Subject: g.uuid(100), NotAfter: g.now.Add(time.Duration(g.source.IntN(60)-10) * time.Minute)})
 		},
 		fsm.CreateKey.Op(): func(g *Generator) fsm.Entry {
-			return fsm.CreateKey.Entry(fsm.KeyCreate{Name: pick(g, "root", g.name("key", 3)), Hash: hash(g.source.IntN(99)), Role: pick(g, api.RoleAdmin, api.RoleAdmin, "nobody"),
-				Expires: pick(g, time.Time{}, g.now.Add(time.Minute))})
+			return fsm.CreateKey.Entry(fsm.KeyCreate{Name: pick(g, "root", g.name("key", 3)), Hash: hash(g.source.IntN(99)), Role: pick(g, api.RoleAdmin, api.RoleAdmin, api.RoleViewer, g.name("role", 3), "nobody"),
+				Tenants: pick(g, nil, nil, []string{g.tenant()}), Expires: pick(g, time.Time{}, g.now.Add(time.Minute))})
+		},
+		fsm.RotateKey.Op(): func(g *Generator) fsm.Entry {
+			return fsm.RotateKey.Entry(fsm.KeyRotate{Name: pick(g, "root", g.name("key", 3)), Hash: hash(g.source.IntN(99)),
+				Overlap: pick(g, 0, int64(time.Minute), int64(time.Hour), -1), Expires: pick(g, time.Time{}, g.now.Add(time.Minute))})
 		},
 		fsm.DeleteKey.Op(): func(g *Generator) fsm.Entry {
 			return fsm.DeleteKey.Entry(fsm.Named{Name: pick(g, "root", g.name("key", 3))})
