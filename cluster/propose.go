@@ -22,6 +22,7 @@ const (
 	leaderLook     = 200 * time.Millisecond // between two looks at who leads, while the leader does not answer
 	enqueueTimeout = time.Second            // for a place in Raft's queue
 	leaderAsk      = 500 * time.Millisecond // for one peer's word on who leads
+	leaderWait     = 5                      // election timeouts: how long a proposal waits while nobody leads
 )
 
 // Propose commits an entry and returns what it did. It may be called on any
@@ -29,7 +30,10 @@ const (
 //
 // The entry's Time and RequestID are stamped if they are empty. Propose tries
 // again under the same request ID through changes of leader, until ctx ends
-// (or a minute has passed, where ctx has no deadline). A refusal by the state
+// (or a minute has passed, where ctx has no deadline). While nobody leads it
+// waits as long as elections take, five timeouts of them: then there seems to
+// be no majority, and the caller learns that nothing happened, if so, before it
+// gives up, or asks another node. A refusal by the state
 // machine is in Outcome.Err and not an error of Propose; both are *api.Error.
 // CodeUnknown means that the entry may or may not have been carried out: call
 // again with the same RequestID to learn it. CodeNoLeader and CodeUnavailable
@@ -58,6 +62,7 @@ func (s *Server) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) 
 	sent := false // an attempt may have reached a log
 	here := s.leadersOnly(&e)
 	var last error
+	var leaderless time.Time // since when; zero: somebody may lead
 	for s.founding.Load() && !founds(&e) {
 		if !s.pause(ctx) {
 			return fsm.Outcome{}, errNoLeader("the first entry of the cluster is not committed yet")
@@ -70,17 +75,25 @@ func (s *Server) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) 
 		}
 		code := api.CodeOf(err)
 		switch {
+		case code == api.CodeNoLeader && leaderless.IsZero():
+			leaderless = time.Now()
 		case code == api.CodeNoLeader:
 		case code == api.CodeUnknown:
-			sent = true
+			sent, leaderless = true, time.Time{}
 		default:
 			return fsm.Outcome{}, err
 		}
 		last = err
-		if here && s.follows() || !s.pause(ctx) {
+		if here && s.follows() || !leaderless.IsZero() && !founds(&e) && s.noElection(leaderless) || !s.pause(ctx) {
 			return fsm.Outcome{}, gaveUp(sent, last)
 		}
 	}
+}
+
+// noElection reports whether nobody has led for longer than electing somebody
+// takes.
+func (s *Server) noElection(leaderless time.Time) bool {
+	return time.Since(leaderless) > leaderWait*s.cfg.Timing.Election
 }
 
 // stamp is the time of a new entry. A state that is ahead, because a leader's

@@ -29,16 +29,29 @@ const (
 // the index. Calls at the same time share one round.
 //
 // It blocks until ctx ends (at most 10 s), through changes of leader, and then
-// fails with CodeNoLeader or CodeUnavailable.
+// fails with CodeNoLeader or CodeUnavailable; when nobody leads for longer than
+// an election takes, earlier.
 func (s *Server) ReadIndex(ctx context.Context) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
+	var leaderless time.Time // since when; zero: somebody may lead
 	for {
 		index, err := s.reads.next(ctx, s.ctx, s.readRound)
 		if err == nil {
 			return index, s.WaitIndex(ctx, index)
 		}
-		if code := api.CodeOf(err); code != api.CodeNoLeader && code != api.CodeUnknown || !s.pause(ctx) {
+		code := api.CodeOf(err)
+		switch {
+		case code == api.CodeUnknown:
+			leaderless = time.Time{}
+		case code != api.CodeNoLeader:
+			return 0, err
+		case leaderless.IsZero():
+			leaderless = time.Now()
+		case s.noElection(leaderless):
+			return 0, err
+		}
+		if !s.pause(ctx) {
 			return 0, asUnread(err)
 		}
 	}

@@ -92,7 +92,7 @@ func (c *Client) do(ctx context.Context, call *call, options ...Option) (Answer,
 // answer or the time is over.
 func (c *Client) try(ctx context.Context, call *call, body []byte) (Answer, error) {
 	first, uncertain, backoff := int(c.last.Load()), false, backoffMin
-	began, unreachable, foreign := time.Now(), true, 0
+	began, hopeless, foreign := time.Now(), true, 0
 	var last error
 	for n := 0; ; n++ {
 		at := (first + n) % len(c.addresses)
@@ -108,10 +108,10 @@ func (c *Client) try(ctx context.Context, call *call, body []byte) (Answer, erro
 		if last == nil || ctx.Err() == nil {
 			last = err // what the nodes said tells more than that the time is over
 		}
-		if unreachable = unreachable && dialFailed(err); isForeign(err) {
+		if hopeless = hopeless && (dialFailed(err) || api.CodeOf(err) == api.CodeNoLeader); isForeign(err) {
 			foreign++
 		}
-		if ctx.Err() != nil || foreign == len(c.addresses) || unreachable && time.Since(began) > unreachableMax {
+		if ctx.Err() != nil || foreign == len(c.addresses) || hopeless && time.Since(began) > hopelessMax {
 			return answer, final(last, call.requestID, uncertain)
 		}
 		if (n+1)%len(c.addresses) != 0 {

@@ -37,7 +37,7 @@ const (
 	attemptMax      = 10 * time.Second // the same from then on, and where only one address is known
 	pingAfter       = 10 * time.Second // of silence on a connection
 	pingTimeout     = 5 * time.Second
-	unreachableMax  = 10 * time.Second // while no address has anybody listening
+	hopelessMax     = 10 * time.Second // while at every address nobody listens, or says that nobody leads
 	deleteTriesMax  = 3                // of a deletion of whatever revision is there
 )
 

@@ -138,6 +138,7 @@ func (s *site) leaderIsCutOff(load *harness.Load) {
 	s.t.Logf("leader %s isolated: the majority acknowledged nothing for %v", leader.Name, took)
 	s.inTime(took)
 	r := s.inside(i, 6, "tenant", "create", "minority", "--addr", leader.Address)
+	contains(s.t, r, "nobody leads") // and not that it may have happened
 	s.t.Logf("the minority refused after %v: %s", r.Took.Round(time.Millisecond), strings.TrimSpace(r.Stderr))
 	s.inside(i, 6, "cluster", "status", "--addr", leader.Address)
 	if len(s.Others(leader)) != 2 || s.Leader(s.Others(leader)...) == leader {

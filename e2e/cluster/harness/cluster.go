@@ -190,6 +190,16 @@ func (c *Cluster) Wants(status int, args ...string) Result {
 // Client talks to these nodes; to all when none is named.
 func (c *Cluster) Client(timeout time.Duration, nodes ...*Node) *client.Client {
 	c.t.Helper()
+	out, err := c.dial(timeout, nodes...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(out.Close)
+	return out
+}
+
+// dial is Client for one who closes it. Any goroutine may call it.
+func (c *Cluster) dial(timeout time.Duration, nodes ...*Node) (*client.Client, error) {
 	addresses := c.Addresses()
 	if len(nodes) > 0 {
 		addresses = nil
@@ -197,12 +207,7 @@ func (c *Cluster) Client(timeout time.Duration, nodes ...*Node) *client.Client {
 			addresses = append(addresses, n.Address)
 		}
 	}
-	out, err := client.New(client.Config{Addresses: addresses, CAFile: c.CAFile(), Key: c.Key(), Timeout: timeout, Agent: "debvisor-e2e"})
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.t.Cleanup(out.Close)
-	return out
+	return client.New(client.Config{Addresses: addresses, CAFile: c.CAFile(), Key: c.Key(), Timeout: timeout, Agent: "debvisor-e2e"})
 }
 
 // Leader blocks until one of the nodes that answer leads, and returns it.

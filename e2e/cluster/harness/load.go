@@ -14,8 +14,11 @@ import (
 	"github.com/debvisor/debvisor/api/client"
 )
 
-// loadTimeout bounds one write of a load, tries included.
-const loadTimeout = 20 * time.Second
+const (
+	loadTimeout = 20 * time.Second      // of one write, tries included
+	loadHome    = time.Second           // a writer that was moved on by then begins at its own node again
+	loadPace    = 10 * time.Millisecond // between two writes of a writer: the rest is for what else is tested
+)
 
 // Load writes tenants with names of their own until it is stopped, and
 // remembers which writes were acknowledged.
@@ -39,19 +42,46 @@ func StartLoad(t testing.TB, c *Cluster, writers int) *Load {
 	for w := range writers {
 		// Each begins at another node, so that one that hangs does not hold all up.
 		k := w % len(c.Nodes)
-		conn := c.Client(loadTimeout, slices.Concat(c.Nodes[k:], c.Nodes[:k])...)
-		l.done.Go(func() { l.write(ctx, conn, w) })
+		nodes := slices.Concat(c.Nodes[k:], c.Nodes[:k])
+		l.done.Go(func() { l.write(ctx, func() (*client.Client, error) { return c.dial(loadTimeout, nodes...) }, w) })
 	}
 	t.Cleanup(func() { cancel(); l.done.Wait() })
 	return l
 }
 
-func (l *Load) write(ctx context.Context, conn *client.Client, writer int) {
-	tenants := client.Resource[api.Tenant](conn, api.KindTenant)
+// write writes until ctx ends. A client stays with the node that answered last:
+// so the writer begins at its own node again every second, lest all writers
+// meet at one node and what happens there is taken for what happens to all.
+func (l *Load) write(ctx context.Context, dial func() (*client.Client, error), writer int) {
+	var conn *client.Client
+	var since time.Time
+	defer func() {
+		if conn != nil {
+			conn.Close()
+		}
+	}()
+	pace := time.NewTicker(loadPace)
+	defer pace.Stop()
 	for n := 0; ctx.Err() == nil; n++ {
+		if conn == nil {
+			var err error
+			if conn, err = dial(); err != nil {
+				l.t.Errorf("a writer cannot begin: %v", err)
+				return
+			}
+			since = time.Now()
+		}
 		name := fmt.Sprintf("load-%d-%d", writer, n)
-		v, err := tenants.Put(ctx, &api.Tenant{Meta: api.Meta{Name: name}, Description: name})
+		v, err := client.Resource[api.Tenant](conn, api.KindTenant).Put(ctx, &api.Tenant{Meta: api.Meta{Name: name}, Description: name})
 		l.note(name, v, err)
+		if time.Since(since) > loadHome {
+			conn.Close()
+			conn = nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-pace.C:
+		}
 	}
 }
 
