@@ -140,7 +140,7 @@ func (n *node) openLibvirt() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
-	return &machine{hypervisor: shared{hypervisor, n.config.Share}, updater: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor}, nil
+	return &machine{hypervisor: shared{hypervisor, n.config.Share}, updater: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor, snapshots: hypervisor}, nil
 }
 
 // shared is a hypervisor whose machine several nodes share, as those of a

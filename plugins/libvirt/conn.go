@@ -1,6 +1,7 @@
 package libvirt
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,8 @@ type conn struct {
 	api   *libvirt.Libvirt
 	raw   *watchedConn
 	calls chan struct{} // one token per running call
+
+	patience time.Duration // with a call; 0: callTimeout
 }
 
 // watchedConn tells when its connection is gone. The library learns it too,
@@ -116,7 +119,7 @@ func (c *conn) call(ctx context.Context, fn func(*libvirt.Libvirt) error) error 
 		return lost(nil)
 	}
 	done := make(chan error, 1)
-	hung := time.AfterFunc(callTimeout, c.close)
+	hung := time.AfterFunc(cmp.Or(c.patience, callTimeout), c.close)
 	go func() {
 		defer func() { hung.Stop(); <-c.calls }()
 		done <- fn(c.api)
