@@ -15,7 +15,8 @@ import (
 // RotationDue reports whether somebody may know the secrets who should not: a
 // node that was given the seal key and does not vote any more, or one that was
 // removed since the secrets were made. It follows from the state, so that no
-// change of the leader loses it.
+// change of the leader loses it. The answer of a node that does not lead may be
+// of before: it hears later than the leader who votes.
 func (s *Server) RotationDue() bool {
 	if !s.rotating.TryLock() {
 		return false // a node that is being promoted holds the key already

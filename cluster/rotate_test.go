@@ -13,11 +13,17 @@ import (
 func TestARotationStaysDueUntilItIsDone(t *testing.T) {
 	t.Parallel()
 	c := start(t, 3, nil)
-	for _, n := range c.nodes {
-		if n.RotationDue() {
-			t.Fatalf("%s: a rotation is due in a new cluster", n.name)
-		}
+	if l := c.waitLeader(); l.RotationDue() {
+		t.Fatalf("%s leads, and a rotation is due in a new cluster", l.name)
 	}
+	c.eventually("no follower, each of which hears of the last vote later, takes a rotation for due", func() bool {
+		for _, n := range c.nodes {
+			if n.RotationDue() {
+				return false
+			}
+		}
+		return true
+	})
 	former := c.follower()
 	if err := c.waitLeader().DemoteVoter(t.Context(), former.Self().ID); err != nil {
 		t.Fatal(err)
