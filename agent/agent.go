@@ -31,6 +31,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -78,6 +79,11 @@ type Config struct {
 	Guests     plugins.GuestAgent  // nil: guests' agents are not asked
 	Screens    plugins.Screens     // nil: the hypervisor shows no displays
 	Logs       plugins.Logs        // nil: the hypervisor keeps no console logs
+	Migrator   plugins.Migrator    // nil: guests of this node do not move while they run
+
+	// Peer opens a stream to the agent of another node, which takes it with
+	// Arrive. It is needed with a Migrator.
+	Peer func(ctx context.Context, node string, s MigrationStream) (net.Conn, error)
 
 	// Fetch reads an image from another node. The reader fails when the peer
 	// has not sent all.
@@ -145,13 +151,14 @@ type Agent struct {
 	log    hclog.Logger
 	node   nodeState
 
-	queue   *queue
-	slots   chan struct{} // one token for each job that works
-	aside   chan struct{} // one token for each job that waits beside them
-	domains *domains
-	records *records
-	guests  guests
-	brake   brake
+	queue    *queue
+	slots    chan struct{} // one token for each job that works
+	aside    chan struct{} // one token for each job that waits beside them
+	domains  *domains
+	records  *records
+	arrivals arrivals
+	guests   guests
+	brake    brake
 
 	imports singleflight.Group
 	fetches chan struct{} // one token for each image being fetched
@@ -160,7 +167,8 @@ type Agent struct {
 	claims  claims
 	seen    leftovers
 
-	synced   chan struct{} // closed once the tables were read through the leader
+	life     context.Context // of Run
+	synced   chan struct{}   // closed once the tables were read through the leader
 	syncOnce sync.Once
 	running  atomic.Bool
 }
@@ -176,6 +184,9 @@ func New(config Config) (*Agent, error) {
 	}
 	if !config.Witness && (config.Hypervisor == nil || config.Network == nil || config.Fetch == nil) {
 		return nil, errors.New("agent: a node that is no witness needs a hypervisor, a network and peers to fetch from")
+	}
+	if config.Migrator != nil && config.Peer == nil {
+		return nil, errors.New("agent: a migrator needs a way to other nodes")
 	}
 	if config.Workers <= 0 {
 		config.Workers = workersDefault
@@ -213,6 +224,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return errors.New("agent: runs already")
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	a.life = ctx
 	loops := []func(context.Context) error{a.keepLease}
 	if !a.config.Witness {
 		loops = append(loops, a.watchDomains, a.follow, a.resync, a.work, a.measureNode)

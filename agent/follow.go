@@ -85,6 +85,7 @@ func (a *Agent) addChanges(changes []api.Change) {
 			if c.Key == a.config.Name {
 				a.kickLease()
 			}
+			a.addArriving(a.view())
 		case api.KindNetwork:
 			a.queue.add(keyNetworks)
 		case api.KindPool:
@@ -96,12 +97,20 @@ func (a *Agent) addChanges(changes []api.Change) {
 
 // addInstance asks for a look at an instance that is or was this node's.
 func (a *Agent) addInstance(id string) {
-	if row := fsm.Instances.Get(a.view(), id); row != nil && row.Owner == a.config.Name {
+	row := fsm.Instances.Get(a.view(), id)
+	if _, recorded := a.records.find(id); recorded || row != nil && row.Owner == a.config.Name || movesTo(row, a.config.Name) {
 		a.queue.touch(keyInstance + id)
 		return
 	}
 	if _, here, err := a.domains.find(id); here || err != nil || a.guests.known(id) {
 		a.queue.touch(keyInstance + id)
+	}
+}
+
+// addArriving asks for a look at the guests that migrate to this node.
+func (a *Agent) addArriving(view *fsm.View) {
+	for i := range fsm.Instances.By(view, "arriving", a.config.Name) {
+		a.queue.add(keyInstance + i.Name)
 	}
 }
 
@@ -144,6 +153,10 @@ func (a *Agent) addUser(view *fsm.View, volume *api.Volume) {
 func (a *Agent) addAll() {
 	view := a.view()
 	a.addOwned(view)
+	a.addArriving(view)
+	for _, id := range a.records.ids() { // of guests that may be gone, and nobody's any more
+		a.queue.add(keyInstance + id)
+	}
 	if found, err := a.domains.all(); err == nil {
 		for _, d := range found {
 			a.queue.add(keyInstance + d.ID)

@@ -11,7 +11,7 @@ import (
 
 // mustGrow reports whether a volume is smaller on disk than its row asks for.
 func (a *Agent) mustGrow(volume *api.Volume, r *api.Replica) bool {
-	return r.Kind == api.KindVolume && r.State == api.ReplicaReady && !r.Delete && r.SizeBytes > 0 && volume.SizeBytes > r.SizeBytes
+	return r.Kind == api.KindVolume && r.State == api.ReplicaReady && !r.Delete && r.From == "" && r.SizeBytes > 0 && volume.SizeBytes > r.SizeBytes
 }
 
 // growing is mustGrow for a replica alone.
@@ -74,7 +74,7 @@ func (a *Agent) growDisks(ctx context.Context, s *sight) error {
 
 func madeReplica(view *fsm.View, volume *api.Volume) *api.Replica {
 	for r := range fsm.Replicas.By(view, "of_id", volume.ID) {
-		if r.State == api.ReplicaReady && !r.Delete {
+		if r.State == api.ReplicaReady && !r.Delete && r.From == "" {
 			return r
 		}
 	}

@@ -55,6 +55,9 @@ func vmByID(view *fsm.View, id string) *api.VM {
 // reconcileInstance makes the guest of one VM what the tables say.
 func (a *Agent) reconcileInstance(ctx context.Context, j job, id string) verdict {
 	s, lost := a.look(id)
+	if v, done := a.settleMigration(ctx, s, lost); done {
+		return v
+	}
 	mine := s.row != nil && s.row.Owner == a.config.Name
 	if lost != nil {
 		if mine {
@@ -99,7 +102,11 @@ func (a *Agent) evict(ctx context.Context, s *sight) error {
 	if !a.isSynced() {
 		return nil // the replica may be older than the domain
 	}
-	a.log.Warn("destroying a domain that the cluster does not give to this node", "id", s.id, "name", s.domain.Name, "gen", s.domain.Gen)
+	if one, _ := a.records.find(s.id); one.Moving {
+		a.log.Info("removing what a migrated guest left here", "id", s.id, "name", s.domain.Name, "gen", s.domain.Gen)
+	} else {
+		a.log.Warn("destroying a domain that the cluster does not give to this node", "id", s.id, "name", s.domain.Name, "gen", s.domain.Gen)
+	}
 	return a.removeDomain(ctx, s)
 }
 

@@ -37,6 +37,7 @@ func (a *Agent) vmOperations() map[string]do {
 		api.TaskSnapshot:       a.onSnapshots(a.takeSnapshot),
 		api.TaskSnapshotRevert: a.onSnapshots(a.revertSnapshot),
 		api.TaskSnapshotDelete: a.onSnapshots(a.deleteSnapshot),
+		api.TaskMigrate:        a.migrate,
 	}
 }
 
@@ -143,6 +144,9 @@ func (a *Agent) wanted(o *operation) bool {
 		return true
 	}
 	vm := vmByID(view, o.id)
+	if o.task.Verb == api.TaskMigrate && vm != nil && !vm.On() {
+		return false // it is to stop: here, and now
+	}
 	return vm != nil && len(a.tasksFor(&sight{view: view, vm: vm}, api.TaskStop)) == 0
 }
 

@@ -20,6 +20,7 @@ type record struct {
 	Gen     uint64   `json:"gen"`              // highest that was accepted here
 	Volumes []string `json:"volumes,omitzero"` // IDs that the guest may write to
 	Bridges []string `json:"bridges,omitzero"`
+	Moving  bool     `json:"moving,omitzero"` // a migration has begun, and may have paused the guest
 
 	// Restart is the task that stops the guest which started at RestartFrom.
 	// A later start is the outcome of that task.
@@ -137,6 +138,13 @@ func (r *records) sync() error {
 		return fmt.Errorf("sync the agent's records: %w", err)
 	}
 	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// ids lists the guests that there are records of.
+func (r *records) ids() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Keys(r.known))
 }
 
 // users lists the guests that may write to the volume.

@@ -88,10 +88,13 @@ func (a *Agent) makeVolume(ctx context.Context, view *fsm.View, r *api.Replica) 
 		return plugins.Stored{}, err
 	}
 	spec := plugins.VolumeSpec{ID: volume.ID, SizeBytes: volume.SizeBytes, Format: orElse(volume.Format, api.FormatQCOW2)}
-	if volume.Source != "" {
+	if r.From != "" { // a migration fills it, from the first byte to the last
+		spec.SizeBytes = r.SizeBytes
+	}
+	if volume.Source != "" && r.From == "" {
 		return a.cloneVolume(ctx, view, r, volume, pool, spec)
 	}
-	if volume.Image != "" {
+	if volume.Image != "" && r.From == "" {
 		key := api.Key(volume.Tenant, volume.Image)
 		image := fsm.Images.Get(view, key)
 		if image == nil {

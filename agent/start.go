@@ -123,14 +123,17 @@ func (a *Agent) mayStart(ctx context.Context, s *sight) error {
 	return nil
 }
 
-// volumesKept reports whether none of the volumes is to be deleted.
+// volumesKept reports whether none of the volumes is to be deleted. One that
+// moved away from a node still has a copy there that is to go.
 func (a *Agent) volumesKept(ids []string) bool {
 	view := a.view()
 	for _, id := range ids {
+		gone, kept := false, false
 		for r := range fsm.Replicas.By(view, "of_id", id) {
-			if r.Delete {
-				return false
-			}
+			gone, kept = gone || r.Delete, kept || !r.Delete
+		}
+		if gone && !kept {
+			return false
 		}
 	}
 	return true
@@ -221,7 +224,7 @@ func (a *Agent) diskSource(ctx context.Context, s *sight, d api.Disk) (plugins.S
 	pool := fsm.Pools.Get(s.view, volume.Pool)
 	var here *api.Replica
 	for r := range fsm.Replicas.By(s.view, "of_id", volume.ID) {
-		if !r.Delete && (r.Node == a.config.Name || pool != nil && pool.Shared) {
+		if !r.Delete && r.From == "" && (r.Node == a.config.Name || pool != nil && pool.Shared) {
 			here = r
 		}
 	}

@@ -36,6 +36,8 @@ type HypervisorInfo struct {
 	Driver       string `json:"driver,omitzero"`       // libvirt or sim
 	Version      string `json:"version,omitzero"`      // of the hypervisor, for people
 	Acceleration string `json:"acceleration,omitzero"` // kvm, tcg (software emulation) or none
+	Architecture string `json:"architecture,omitzero"` // of the machine, as the hypervisor names it
+	CPUModel     string `json:"cpu_model,omitzero"`    // of the machine's CPU, as the hypervisor names it
 	Simulated    bool   `json:"simulated,omitzero"`    // no real guest runs here
 	Healthy      bool   `json:"healthy,omitzero"`
 	TPM          bool   `json:"tpm,omitzero"`    // it can give guests a TPM

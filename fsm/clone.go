@@ -63,7 +63,7 @@ func VolumeUser(r Reader, v *api.Volume) *api.VM {
 // madeReplica is a copy of the volume that is ready.
 func madeReplica(r Reader, v *api.Volume) *api.Replica {
 	for made := range Replicas.By(r, "of_id", v.ID) {
-		if made.State == api.ReplicaReady && !made.Delete {
+		if made.State == api.ReplicaReady && !made.Delete && made.From == "" {
 			return made
 		}
 	}
@@ -86,7 +86,7 @@ func cloneNode(tx *Tx, source *api.Volume, made *api.Replica) string {
 
 // dependent is a volume that cannot do without this one: a linked clone, or one
 // that is still being copied.
-func dependent(tx *Tx, source *api.Volume) *api.Volume {
+func dependent(tx Reader, source *api.Volume) *api.Volume {
 	for v := range Volumes.By(tx, "source", api.Key(source.Tenant, source.Name)) {
 		if v.Clone == api.CloneLinked || madeReplica(tx, v) == nil {
 			return v

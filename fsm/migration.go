@@ -3,6 +3,7 @@ package fsm
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 
 	"github.com/debvisor/debvisor/api"
 )
@@ -30,6 +31,21 @@ func MigrationObstacles(r Reader, vm *api.VM) []*api.Error {
 	if vm.On() && i.State != api.InstanceRunning {
 		add("is %s on %s", i.State, i.Owner).Allow("a VM that is running").Do("wait until it runs: debvisor why vm/%s", vm.Name)
 	}
+	if n := len(snapshotsOf(r, vm.ID)); n > 0 {
+		add("has %d snapshots, which stay behind with its hypervisor", n).Do("delete them first")
+	}
+	for _, d := range vm.Disks {
+		v := Volumes.Get(r, api.Key(vm.Tenant, d.Volume))
+		if v == nil {
+			continue
+		}
+		if pool := Pools.Get(r, v.Pool); pool == nil || pool.Shared {
+			continue
+		}
+		if other := dependent(r, v); other != nil {
+			add("volume %s has the linked clone %s, which lies with it", v.Name, other.Name).Do("delete the clone, or clone it in full")
+		}
+	}
 	if n := Nodes.Get(r, i.Owner); n == nil || n.Lease != api.NodeLive {
 		add("its node %s is not live", i.Owner).Do("wait until the node is back; a VM of a lost node cannot be moved while it may run there")
 	}
@@ -46,6 +62,20 @@ func OneError(reasons []*api.Error, format string, args ...any) *api.Error {
 	}
 	e := api.Errorf(api.CodeConflict, format, args...)
 	e.Details = reasons
+	return e
+}
+
+// migrationReasonsMax is how many nodes a refusal names.
+const migrationReasonsMax = 20
+
+// MoveRefusal is a decision without a node as an error: all reasons at once.
+func MoveRefusal(vm string, d api.Decision) *api.Error {
+	e := api.Errorf(api.CodeConflict, "%s", d.Summary).On(api.KindVM, vm).Do("mend what is named, or choose another node")
+	for _, c := range d.Candidates {
+		if len(e.Details) < migrationReasonsMax {
+			e.Details = append(e.Details, api.Errorf(api.CodeConflict, "%s", strings.Join(c.Reasons, "; ")).On(api.KindNode, c.Node))
+		}
+	}
 	return e
 }
 

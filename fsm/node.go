@@ -140,6 +140,7 @@ var ReportNode = transition("node.report", Nodes, func(tx *Tx, in NodeReport) (*
 	h := in.Hypervisor
 	h.Driver, h.Acceleration = api.CleanText(h.Driver, api.NameLengthMax), api.CleanText(h.Acceleration, api.NameLengthMax)
 	h.Version, h.Reason = api.CleanText(h.Version, api.TextLengthMax), api.CleanText(h.Reason, api.TextLengthMax)
+	h.Architecture, h.CPUModel = api.CleanText(h.Architecture, api.NameLengthMax), api.CleanText(h.CPUModel, api.NameLengthMax)
 	n.Hypervisor, n.Capacity, n.Pools = h, in.Capacity, slices.Clone(in.Pools)
 	for i := range n.Pools {
 		p := &n.Pools[i]

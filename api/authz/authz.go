@@ -28,6 +28,7 @@ const (
 	Start   Verb = "start"   // power
 	Stop    Verb = "stop"    // power
 	Restart Verb = "restart" // power
+	Migrate Verb = "migrate" // move a running VM to another node
 	Drain   Verb = "drain"   // move every VM off a node
 	Balance Verb = "balance" // carry out proposed moves
 	Console Verb = "console" // talk to the guest
@@ -54,13 +55,13 @@ const ClusterTenant = "@cluster"
 
 // Verbs lists every verb.
 func Verbs() []Verb {
-	return []Verb{Read, List, Watch, Create, Update, Delete, Plan, Start, Stop, Restart, Drain, Balance, Console, Guest, Snapshot, Revert, Submit, Cancel, Upload, History, Verify, Backup, Restore}
+	return []Verb{Read, List, Watch, Create, Update, Delete, Plan, Start, Stop, Restart, Migrate, Drain, Balance, Console, Guest, Snapshot, Revert, Submit, Cancel, Upload, History, Verify, Backup, Restore}
 }
 
 // Known reports whether v is one of Verbs.
 func (v Verb) Known() bool {
 	switch v {
-	case Read, List, Watch, Create, Update, Delete, Plan, Start, Stop, Restart, Drain, Balance, Console, Guest, Snapshot, Revert, Submit, Cancel, Upload, History, Verify, Backup, Restore:
+	case Read, List, Watch, Create, Update, Delete, Plan, Start, Stop, Restart, Migrate, Drain, Balance, Console, Guest, Snapshot, Revert, Submit, Cancel, Upload, History, Verify, Backup, Restore:
 		return true
 	}
 	return false

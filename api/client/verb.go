@@ -57,6 +57,12 @@ func (c *Client) RestartVM(ctx context.Context, tenant, name string, force bool,
 	return c.power(ctx, tenant, name, "restart", force, options)
 }
 
+// MigrateVM moves the running guest to another node, by the task in the answer.
+func (c *Client) MigrateVM(ctx context.Context, tenant, name string, args api.MigrateArgs, options ...Option) (*api.Action, error) {
+	return result[api.Action](ctx, c, &call{method: http.MethodPost, path: "/v1/vms/" + url.PathEscape(name) + "/migrate",
+		query: tenantQuery(tenant), in: args}, options)
+}
+
 // CancelTask asks a task to end.
 func (c *Client) CancelTask(ctx context.Context, name string, options ...Option) (*api.Task, error) {
 	return result[api.Task](ctx, c, &call{method: http.MethodPost, path: "/v1/tasks/" + url.PathEscape(name) + "/cancel"}, options)

@@ -115,8 +115,11 @@ type Config struct {
 	Status     func(ctx context.Context) (*api.ClusterStatus, error)
 	Ready      func() []string // reasons why this node does not serve; none when it does
 	Placements func(view *fsm.View, vms []*api.VM) []api.PlannedPlacement
-	Balance    func(view *fsm.View, now time.Time, movesMax int) api.Balance
-	Backup     func(ctx context.Context, w io.Writer, passphrase string) error
+	// Moves tells where the running guest of a VM would migrate to, or with the
+	// candidates of the decision why nowhere; nil: nobody knows before it is tried.
+	Moves   func(view *fsm.View, vm *api.VM, args api.MigrateArgs) api.Decision
+	Balance func(view *fsm.View, now time.Time, movesMax int) api.Balance
+	Backup  func(ctx context.Context, w io.Writer, passphrase string) error
 	// Token makes a join token: the entry that makes it valid, and its text.
 	Token func(life time.Duration, witness bool) (fsm.Entry, string, error)
 	// Redeem shows a ticket to the node that issued it; nil: there is no other.

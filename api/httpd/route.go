@@ -109,6 +109,7 @@ func (s *Server) register() error {
 	for _, part := range []func() error{
 		s.registerResources,
 		s.registerVMs,
+		s.registerMigration,
 		s.registerSnapshots,
 		s.registerConsoles,
 		s.registerNodes,

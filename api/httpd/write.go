@@ -72,7 +72,10 @@ func (x *exchange) propose(entry fsm.Entry) (fsm.Outcome, error) {
 }
 
 // plan answers with what entries would do.
-func (x *exchange) plan(entries ...fsm.Entry) error {
+func (x *exchange) plan(entries ...fsm.Entry) error { return x.planMoves(nil, entries...) }
+
+// planMoves is plan, and tells where guests that run would go.
+func (x *exchange) planMoves(moves []api.PlannedPlacement, entries ...fsm.Entry) error {
 	if _, err := x.barrier(ReadOptions{}); err != nil {
 		return err
 	}
@@ -95,6 +98,7 @@ func (x *exchange) plan(entries ...fsm.Entry) error {
 	if len(vms) > 0 {
 		plan.Placements = x.s.cfg.Placements(after, vms)
 	}
+	plan.Placements = append(plan.Placements, moves...)
 	plan.Changes = x.s.showChanges(plan.Changes)
 	x.index(plan.Index)
 	return x.answer(http.StatusOK, plan)

@@ -219,6 +219,16 @@ func (r *firstFitRound) Decide(vm *api.VM, now time.Time) api.Decision {
 	return api.Decision{Summary: fmt.Sprintf("none of %d nodes has room", len(r.list)), At: now}
 }
 
+// Move implements control.Round.
+func (r *firstFitRound) Move(vm *api.VM, from string, args api.MigrateArgs, now time.Time) api.Decision {
+	for _, n := range r.list {
+		if n.Name != from && (args.Node == "" || args.Node == n.Name) {
+			return api.Decision{Node: n.Name, Summary: n.Name + " takes it", At: now}
+		}
+	}
+	return api.Decision{Summary: "no node takes it", At: now, Candidates: []api.Candidate{{Node: "node2", Reasons: []string{"too small", "too slow"}}}}
+}
+
 // raftSide is a Raft configuration that changes when it is told to.
 type raftSide struct {
 	mu      sync.Mutex

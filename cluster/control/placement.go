@@ -26,6 +26,9 @@ type Round interface {
 	// Decide finds a node for the VM. A decision without a node says in its
 	// summary why there is none.
 	Decide(vm *api.VM, now time.Time) api.Decision
+	// Move finds the node that the running guest of the VM migrates to, away
+	// from its own. A decision without a node carries the reasons with its candidates.
+	Move(vm *api.VM, from string, args api.MigrateArgs, now time.Time) api.Decision
 }
 
 // Limits of placement.

@@ -182,6 +182,10 @@ func (s stubborn) Decide(*api.VM, time.Time) api.Decision {
 	return api.Decision{Node: s.node, Summary: "it must be"}
 }
 
+func (s stubborn) Move(vm *api.VM, _ string, _ api.MigrateArgs, now time.Time) api.Decision {
+	return s.Decide(vm, now)
+}
+
 func TestRefusedAssignmentBecomesTheReason(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

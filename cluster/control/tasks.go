@@ -53,6 +53,7 @@ type survey struct {
 	busy    map[string]int
 	objects map[string]bool // verb and object of what runs
 	moves   []move
+	round   Round // of placement; nil: nobody asked yet
 }
 
 // move is what should follow for one task: entries to be proposed in order.
@@ -175,7 +176,7 @@ func (t *tasks) pending(s *survey, task *api.Task) {
 	if t.expired(s, task) {
 		return
 	}
-	route := t.route(s.view, task)
+	route := t.route(s, task)
 	if route.end != "" {
 		s.moves = append(s.moves, t.end(task, route))
 		return
@@ -194,7 +195,7 @@ func (t *tasks) pending(s *survey, task *api.Task) {
 	s.busy[route.node]++
 	s.objects[object] = true
 	m := move{task: task.Name}
-	in := fsm.TaskDispatch{Name: task.Name, Node: route.node, Epoch: route.epoch, Attempt: task.Attempt}
+	in := fsm.TaskDispatch{Name: task.Name, Node: route.node, Epoch: route.epoch, Attempt: task.Attempt, Decision: route.decision}
 	if route.node == "" {
 		in.Epoch = t.term
 		begun := *task
@@ -223,12 +224,17 @@ type route struct {
 	wait  bool       // nobody can do it at the moment
 	end   string     // it can end without being done
 	err   *api.Error // with end
+
+	decision *api.Decision // of a migration
 }
 
 // route tells who should do a pending task.
-func (t *tasks) route(view *fsm.View, task *api.Task) route {
+func (t *tasks) route(s *survey, task *api.Task) route {
+	view := s.view
 	verb, known := api.LookupTaskVerb(task.Verb)
 	switch {
+	case task.Verb == api.TaskMigrate:
+		return t.routeMigration(s, task)
 	case known && verb.At == api.TaskAtOwner:
 		return t.routeToOwner(view, task)
 	case known && verb.At == api.TaskAtNode:

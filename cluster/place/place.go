@@ -23,6 +23,9 @@ const DefaultPool = "local"
 // whatever a node reports.
 const limitMax = float64(1 << 62)
 
+// arrivingSuffix tells the place that is held at a destination from the VM's own.
+const arrivingSuffix = "/arriving"
+
 // Placed is a VM together with the name of the node that owns it.
 type Placed struct {
 	VM   *api.VM
@@ -38,6 +41,7 @@ type Input struct {
 	Volumes  map[string]*api.Volume // by tenant/name
 	Images   map[string]*api.Image  // by tenant/name; only the size of a disk that names none comes from here
 	Replicas []*api.Replica         // of volumes and images
+	Arriving []Placed               // those that migrate to a node, which holds a place for them
 	VMs      []Placed               // those that a node owns; with an unknown node they count nowhere
 }
 
@@ -103,6 +107,11 @@ func New(in Input) *Cluster {
 	c.locate(in.Replicas)
 	for _, p := range in.VMs {
 		c.Place(p.VM, p.Node)
+	}
+	for _, p := range in.Arriving {
+		double := *p.VM
+		double.ID = p.VM.ID + arrivingSuffix
+		c.Place(&double, p.Node)
 	}
 	return c
 }

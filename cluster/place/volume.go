@@ -30,6 +30,10 @@ func (c *Cluster) locate(replicas []*api.Replica) {
 		}
 		pool := c.pools[r.Pool]
 		shared := pool != nil && pool.Shared
+		if r.From != "" { // filled by a migration: space, and no copy yet
+			c.reserve(c.byName[r.Node], r.Pool, shared, r.SizeBytes)
+			continue
+		}
 		if r.State == api.ReplicaPending {
 			c.reserve(c.byName[r.Node], r.Pool, shared, c.replicaBytes(r))
 		}

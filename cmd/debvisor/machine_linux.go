@@ -32,6 +32,7 @@ const (
 type machine struct {
 	hypervisor plugins.Hypervisor
 	updater    plugins.Updater
+	migrator   plugins.Migrator // nil: guests do not move while they run
 	storage    plugins.Storage
 	network    plugins.Network
 	volumes    plugins.Volumes
@@ -56,6 +57,9 @@ func (n *node) openMachine() error {
 		}
 		n.machine = m
 		config.Hypervisor, config.Updater, config.Network = m.hypervisor, m.updater, m.network
+		if m.migrator != nil {
+			config.Migrator, config.Peer = m.migrator, n.openMigration
+		}
 		config.Screens, config.Logs = m.screens, m.logs
 		config.Snapshots, config.Guests = m.snapshots, m.guests
 		config.Storage = map[string]plugins.Storage{api.PoolDir: m.storage}
@@ -116,7 +120,7 @@ func (n *node) openSimulator() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the simulator: %w", err)
 	}
-	return &machine{hypervisor: hypervisor, updater: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor, snapshots: hypervisor}, nil
+	return &machine{hypervisor: hypervisor, updater: hypervisor, migrator: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor, snapshots: hypervisor}, nil
 }
 
 func (n *node) openLibvirt() (*machine, error) {

@@ -28,6 +28,15 @@ func (r *placementRound) Decide(vm *api.VM, now time.Time) api.Decision {
 	return d
 }
 
+// Move implements control.Round.
+func (r *placementRound) Move(vm *api.VM, from string, args api.MigrateArgs, now time.Time) api.Decision {
+	d := r.cluster.DecideMove(vm, place.Move{From: from, To: args.Node, CopyStorage: args.CopyStorage}, now)
+	if d.Node != "" {
+		r.cluster.Place(vm, d.Node)
+	}
+	return d
+}
+
 // pictureOf is what placement looks at.
 func pictureOf(view *fsm.View) place.Input {
 	in := place.Input{
@@ -59,7 +68,32 @@ func pictureOf(view *fsm.View) place.Input {
 			in.VMs = append(in.VMs, place.Placed{VM: vm, Node: i.Owner})
 		}
 	}
+	in.Arriving = arrivingIn(view)
 	return in
+}
+
+// arrivingIn lists the VMs that migrate, from the moment on in which the leader
+// said where to.
+func arrivingIn(view *fsm.View) []place.Placed {
+	var out []place.Placed
+	for t := range fsm.Tasks.By(view, "state", api.TaskRunning) {
+		if t.Verb != api.TaskMigrate || t.Decision == nil {
+			continue
+		}
+		if vm := fsm.VMs.Get(view, t.Object); vm != nil {
+			out = append(out, place.Placed{VM: vm, Node: t.Decision.Node})
+		}
+	}
+	return out
+}
+
+// decidedMove tells where the running guest of a VM would migrate to.
+func decidedMove(view *fsm.View, vm *api.VM, args api.MigrateArgs) api.Decision {
+	from := ""
+	if i := fsm.Instances.Get(view, vm.ID); i != nil {
+		from = i.Owner
+	}
+	return placer{}.Begin(view).Move(vm, from, args, time.Now().UTC())
 }
 
 // proposedBalance proposes moves in the cluster as the view shows it.

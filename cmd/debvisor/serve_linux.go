@@ -30,6 +30,7 @@ func (n *node) newAPI(registry *prometheus.Registry) (*httpd.Server, error) {
 		Status:        n.clusterStatus,
 		Ready:         n.unready,
 		Placements:    plannedPlacements,
+		Moves:         decidedMove,
 		Balance:       proposedBalance,
 		Backup:        n.server.Backup,
 		Token:         n.server.NewToken,

@@ -36,6 +36,7 @@ const (
 	tunnelTicket  = "console-ticket" // argument: httpd.TicketClaim
 	tunnelImage   = "image"          // argument: ID of an image in the caller's need
 	tunnelRenew   = "renew"          // leases: a line with a renewal each way, many times
+	tunnelMigrate = "migrate"        // argument: agent.MigrationStream
 	tunnelStatus  = "status"         // the cluster as the leader sees it
 )
 

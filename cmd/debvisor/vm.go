@@ -19,10 +19,16 @@ type vmRow struct {
 	Instance *api.Instance `json:"instance,omitzero"`
 }
 
+// stateMigrating is shown for a guest that runs and is being moved.
+const stateMigrating = "migrating"
+
 // state is the instance's state, in a word.
 func (r *vmRow) state() string {
-	if r.Instance == nil {
+	switch {
+	case r.Instance == nil:
 		return api.InstancePending
+	case r.Instance.Migration != nil:
+		return stateMigrating
 	}
 	return r.Instance.State
 }
@@ -88,6 +94,8 @@ func vms() *noun[vmRow] {
 // note is what a person should know about the VM at a glance.
 func (r *vmRow) note() string {
 	switch {
+	case r.Instance != nil && r.Instance.Migration != nil:
+		return "migrates to " + r.Instance.Migration.To + ": debvisor task get " + r.Instance.Migration.Task
 	case r.Instance != nil && len(r.Instance.Drift) > 0:
 		return "drift: " + r.Instance.Drift[0]
 	case r.Instance != nil && len(r.Instance.Pending) > 0:
@@ -159,7 +167,7 @@ func vmCommand(a *app) *cobra.Command {
 				return c.RestartVM(ctx, a.tenantName(), name, force, o...)
 			},
 		}),
-		n.deleteCommand(a, ", the disks made for them and their snapshots"), snapshotCommand(a), consoleCommand(a), logCommand(a), screenshotCommand(a))
+		migrateCommand(a), n.deleteCommand(a, ", the disks made for them and their snapshots"), snapshotCommand(a), consoleCommand(a), logCommand(a), screenshotCommand(a))
 }
 
 // power is one of the verbs that change whether a guest executes.

@@ -56,7 +56,7 @@ func (a *app) waitVM(ctx context.Context, c *client.Client, tenant, name, state 
 		if err != nil {
 			return nil, err
 		}
-		if row.state() == state || state == api.InstanceStopped && row.node() == "" {
+		if row.state() == state || state == api.InstanceRunning && row.state() == stateMigrating || state == api.InstanceStopped && row.node() == "" {
 			return row, nil
 		}
 		reason := row.reason()

@@ -27,12 +27,13 @@ type Hypervisor struct {
 	config  Config
 	records *drawer
 
-	mu      sync.Mutex // guards all below
-	domains map[string]*domain
-	names   map[string]string // name to ID
-	readers map[*reader]struct{}
-	broken  error
-	closed  bool
+	mu       sync.Mutex // guards all below
+	domains  map[string]*domain
+	names    map[string]string // name to ID
+	readers  map[*reader]struct{}
+	broken   error
+	arriving map[string]bool // guests that Receive waits for
+	closed   bool
 }
 
 var _ plugins.Hypervisor = (*Hypervisor)(nil)
