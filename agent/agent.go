@@ -79,6 +79,7 @@ type Config struct {
 	Guests     plugins.GuestAgent  // nil: guests' agents are not asked
 	Screens    plugins.Screens     // nil: the hypervisor shows no displays
 	Logs       plugins.Logs        // nil: the hypervisor keeps no console logs
+	Meter      plugins.Meter       // nil: no statistics
 	Migrator   plugins.Migrator    // nil: guests of this node do not move while they run
 
 	// Peer opens a stream to the agent of another node, which takes it with
@@ -107,6 +108,7 @@ type Timings struct {
 	Unreachable time.Duration // of the hypervisor, until its guests' instances say so; 5 s
 	SyncWait    time.Duration // for the leader at start, before local knowledge has to do; 15 s
 	Measure     time.Duration // between measurements of machine and pools; 15 s
+	Sample      time.Duration // between readings of the counters; api.StatsInterval
 }
 
 func (t Timings) withDefaults() Timings {
@@ -116,7 +118,7 @@ func (t Timings) withDefaults() Timings {
 	}{
 		{&t.Renew, 500 * time.Millisecond}, {&t.Lease, 5 * time.Second}, {&t.Resync, time.Minute},
 		{&t.StopGrace, time.Minute}, {&t.DeleteGrace, 5 * time.Second}, {&t.Unreachable, 5 * time.Second},
-		{&t.SyncWait, 15 * time.Second}, {&t.Measure, 15 * time.Second},
+		{&t.SyncWait, 15 * time.Second}, {&t.Measure, 15 * time.Second}, {&t.Sample, api.StatsInterval},
 	} {
 		if *f.value == 0 {
 			*f.value = f.zero
@@ -166,6 +168,7 @@ type Agent struct {
 	copies  copies
 	claims  claims
 	seen    leftovers
+	stats   stats
 
 	life     context.Context // of Run
 	synced   chan struct{}   // closed once the tables were read through the leader
@@ -205,6 +208,7 @@ func New(config Config) (*Agent, error) {
 	}
 	a.node.kick = make(chan struct{}, 1)
 	a.node.measure = make(chan struct{}, 1)
+	a.stats.early = make(chan struct{}, 1)
 	if config.Witness {
 		return a, nil
 	}
@@ -227,7 +231,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.life = ctx
 	loops := []func(context.Context) error{a.keepLease}
 	if !a.config.Witness {
-		loops = append(loops, a.watchDomains, a.follow, a.resync, a.work, a.measureNode)
+		loops = append(loops, a.watchDomains, a.follow, a.resync, a.work, a.measureNode, a.meter)
 	}
 	for _, loop := range loops {
 		group.Go(func() error {

@@ -176,6 +176,7 @@ func (h *host) launch() {
 	config := agent.Config{ID: h.id, Name: h.name, DataDir: h.dir, Address: "127.0.0.1:1", Cluster: h.log,
 		Hypervisor: h.hv, Updater: h.hv, Storage: map[string]plugins.Storage{api.PoolDir: h.storage}, Network: h.network, Timings: h.timings,
 		Volumes: map[string]plugins.Volumes{api.PoolDir: h.storage}, Disks: h.hv, Snapshots: h.hv,
+		Screens: h.hv, Logs: h.hv, Meter: h.hv,
 		Fetch: h.fetchImage, Migrator: h.hv, Peer: h.peer,
 		Renew: func(ctx context.Context, r fsm.Renewal) error {
 			_, err := h.log.Propose(ctx, fsm.RenewNodes.Entry(fsm.Renewals{Renewals: []fsm.Renewal{r}}))

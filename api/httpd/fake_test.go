@@ -37,6 +37,7 @@ type fake struct {
 
 	fail     func(fsm.Entry) error // instead of proposing; may be nil
 	consoles func() (io.ReadWriteCloser, error)
+	stats    fakeStats
 	imported bytes.Buffer // guarded by mu while requests run
 	notReady []string
 	contact  time.Duration
@@ -174,7 +175,7 @@ func newFake(tb testing.TB) *fake {
 
 func (c *fake) config() httpd.Config {
 	return httpd.Config{
-		Cluster: c, Journal: c, Consoles: c, Images: c,
+		Cluster: c, Journal: c, Consoles: c, Images: c, Stats: c.stats,
 		Status: func(context.Context) (*api.ClusterStatus, error) {
 			return &api.ClusterStatus{Leader: "node1", Index: c.f.Index(), Members: []api.Member{{Name: "node1"}}}, nil
 		},

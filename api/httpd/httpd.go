@@ -111,6 +111,7 @@ type Config struct {
 	Cluster    Cluster
 	Journal    Journal
 	Consoles   Consoles
+	Stats      Stats
 	Images     Images
 	Status     func(ctx context.Context) (*api.ClusterStatus, error)
 	Ready      func() []string // reasons why this node does not serve; none when it does
@@ -164,7 +165,7 @@ type fixedHeaders struct{ version, sniff, cache, policy []string }
 // New builds the API. It fails when a part is missing, and when a route is
 // registered without a right.
 func New(cfg Config) (*Server, error) {
-	if cfg.Cluster == nil || cfg.Journal == nil || cfg.Consoles == nil || cfg.Images == nil || cfg.Status == nil ||
+	if cfg.Cluster == nil || cfg.Journal == nil || cfg.Consoles == nil || cfg.Stats == nil || cfg.Images == nil || cfg.Status == nil ||
 		cfg.Ready == nil || cfg.Placements == nil || cfg.Balance == nil || cfg.Backup == nil || cfg.Token == nil {
 		return nil, errors.New("http api: a part of its configuration is missing")
 	}

@@ -112,6 +112,7 @@ func (s *Server) register() error {
 		s.registerMigration,
 		s.registerSnapshots,
 		s.registerConsoles,
+		s.registerStats,
 		s.registerNodes,
 		s.registerRoles,
 		s.registerSecrets,

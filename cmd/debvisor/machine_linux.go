@@ -39,6 +39,7 @@ type machine struct {
 	disks      plugins.Disks
 	screens    plugins.Screens
 	logs       plugins.Logs
+	meter      plugins.Meter
 	snapshots  plugins.Snapshotter // nil: keeps none
 	guests     plugins.GuestAgent  // nil: guests' agents are not asked
 }
@@ -60,7 +61,7 @@ func (n *node) openMachine() error {
 		if m.migrator != nil {
 			config.Migrator, config.Peer = m.migrator, n.openMigration
 		}
-		config.Screens, config.Logs = m.screens, m.logs
+		config.Screens, config.Logs, config.Meter = m.screens, m.logs, m.meter
 		config.Snapshots, config.Guests = m.snapshots, m.guests
 		config.Storage = map[string]plugins.Storage{api.PoolDir: m.storage}
 		config.Volumes, config.Disks = map[string]plugins.Volumes{api.PoolDir: m.volumes}, m.disks
@@ -120,7 +121,19 @@ func (n *node) openSimulator() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the simulator: %w", err)
 	}
-	return &machine{hypervisor: hypervisor, updater: hypervisor, migrator: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor, snapshots: hypervisor}, nil
+	return &machine{
+		hypervisor: hypervisor,
+		updater:    hypervisor,
+		migrator:   hypervisor,
+		storage:    storage,
+		network:    network,
+		volumes:    storage,
+		disks:      hypervisor,
+		screens:    hypervisor,
+		logs:       hypervisor,
+		meter:      hypervisor,
+		snapshots:  hypervisor,
+	}, nil
 }
 
 func (n *node) openLibvirt() (*machine, error) {
@@ -144,7 +157,18 @@ func (n *node) openLibvirt() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
-	return &machine{hypervisor: shared{hypervisor, n.config.Share}, updater: hypervisor, storage: storage, network: network, volumes: storage, disks: hypervisor, screens: hypervisor, logs: hypervisor, snapshots: hypervisor}, nil
+	return &machine{
+		hypervisor: shared{hypervisor, n.config.Share},
+		updater:    hypervisor,
+		storage:    storage,
+		network:    network,
+		volumes:    storage,
+		disks:      hypervisor,
+		screens:    hypervisor,
+		logs:       hypervisor,
+		meter:      hypervisor,
+		snapshots:  hypervisor,
+	}, nil
 }
 
 // shared is a hypervisor whose machine several nodes share, as those of a

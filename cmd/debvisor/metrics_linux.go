@@ -37,6 +37,7 @@ func newRegistry(n *node) *prometheus.Registry {
 		instances:   d("instances", "Virtual machines by what became of them.", "state"),
 		tasks:       d("tasks", "Tasks by state.", "state"),
 	})
+	registry.MustRegister(newVMMetrics(n))
 	return registry
 }
 

@@ -77,7 +77,7 @@ func nodeCommand(a *app) *cobra.Command {
 	return nodes().command(a, tokenCommand(a), removeNodeCommand(a),
 		scheduleCommand(a, "cordon", nil, "Keep new VMs away from a node", true),
 		scheduleCommand(a, "uncordon", []string{"undrain"}, "Let new VMs onto a node again, and end its maintenance", false), drainCommand(a),
-		labelNodeCommand(a), confirmOffCommand(a))
+		labelNodeCommand(a), confirmOffCommand(a), nodeStatsCommand(a))
 }
 
 func tokenCommand(a *app) *cobra.Command {

@@ -35,7 +35,7 @@ func pools() *noun[api.Pool] {
 
 func poolCommand(a *app) *cobra.Command {
 	n := pools()
-	return n.command(a, createPoolCommand(a), n.deleteCommand(a, ""))
+	return n.command(a, createPoolCommand(a), n.deleteCommand(a, ""), poolStatsCommand(a))
 }
 
 func createPoolCommand(a *app) *cobra.Command {

@@ -61,7 +61,7 @@ func rootCommand(a *app) *cobra.Command {
 	inGroup(root, groupFiles, planCommand(a), applyCommand(a), destroyCommand(a))
 	inGroup(root, groupObjects, vmCommand(a), imageCommand(a), networkCommand(a), poolCommand(a), volumeCommand(a),
 		tenantCommand(a), keyCommand(a), roleCommand(a), taskCommand(a))
-	inGroup(root, groupCluster, clusterCommand(a), nodeCommand(a), balanceCommand(a), eventsCommand(a), whyCommand(a), historyCommand(a),
+	inGroup(root, groupCluster, clusterCommand(a), nodeCommand(a), balanceCommand(a), topCommand(a), eventsCommand(a), whyCommand(a), historyCommand(a),
 		diffCommand(a), revertCommand(a), auditCommand(a), canCommand(a))
 	inGroup(root, groupNode, devCommand(a), initCommand(a), joinCommand(a), agentCommand(a), doctorCommand(a))
 	root.AddCommand(versionCommand(a))

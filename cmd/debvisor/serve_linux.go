@@ -25,6 +25,7 @@ func (n *node) newAPI(registry *prometheus.Registry) (*httpd.Server, error) {
 		Cluster:       replica{n.server},
 		Journal:       history{n.server.Journal(), n.server},
 		Consoles:      consoles{n},
+		Stats:         nodeStatistics{n},
 		Redeem:        n.redeemTicket,
 		Images:        imageStore{n},
 		Status:        n.clusterStatus,

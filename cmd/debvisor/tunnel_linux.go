@@ -33,6 +33,7 @@ const (
 	tunnelConsole = "console"        // argument: consoleRequest
 	tunnelScreen  = "screenshot"     // argument: ID of a VM; the answer is in pieces
 	tunnelLog     = "console-log"    // argument: logRequest
+	tunnelStats   = "stats"          // argument: statsRequest
 	tunnelTicket  = "console-ticket" // argument: httpd.TicketClaim
 	tunnelImage   = "image"          // argument: ID of an image in the caller's need
 	tunnelRenew   = "renew"          // leases: a line with a renewal each way, many times
