@@ -32,6 +32,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -70,11 +71,14 @@ type Config struct {
 
 	Cluster    Cluster
 	Hypervisor plugins.Hypervisor
-	Updater    plugins.Updater            // nil: an edit of a VM waits for its guest's next start
-	Storage    map[string]plugins.Storage // by driver of the pool
-	Volumes    map[string]plugins.Volumes // of the same drivers; one that is missing makes volumes and changes none
-	Disks      plugins.Disks              // nil: disks of running guests stay as they are
+	Updater    plugins.Updater              // nil: an edit of a VM waits for its guest's next start
+	Storage    map[string]plugins.Storage   // by driver of the pool
+	Volumes    map[string]plugins.Volumes   // of the same drivers; one that is missing makes volumes and changes none
+	Disks      plugins.Disks                // nil: disks of running guests stay as they are
+	Stagers    map[string]plugins.Stager    // of the same drivers
+	Templates  map[string]plugins.Templates // of the same drivers
 	Network    plugins.Network
+	Outbound   *http.Client        // for URLs that users name: guarded; nil: none is fetched
 	Snapshots  plugins.Snapshotter // nil: tasks about snapshots fail
 	Guests     plugins.GuestAgent  // nil: guests' agents are not asked
 	Screens    plugins.Screens     // nil: the hypervisor shows no displays

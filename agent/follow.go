@@ -121,8 +121,20 @@ func (a *Agent) addReplica(name string) {
 	if node == a.config.Name {
 		a.queue.add(keyReplica + name)
 	}
+	if r := fsm.Replicas.Get(a.view(), name); r != nil && r.Kind == api.KindImage && r.State == api.ReplicaReady && node != a.config.Name {
+		a.addWaiting() // for an image of another node
+	}
 	for _, id := range a.guests.waiting(ofID) {
 		a.queue.add(keyInstance + id)
+	}
+}
+
+// addWaiting looks again at what this node has to make and has not.
+func (a *Agent) addWaiting() {
+	for r := range fsm.Replicas.By(a.view(), "node", a.config.Name) {
+		if !r.Delete && (r.State == api.ReplicaPending || r.State == api.ReplicaFailed) {
+			a.queue.add(keyReplica + r.Name)
+		}
 	}
 }
 

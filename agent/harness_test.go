@@ -178,6 +178,7 @@ func (h *host) launch() {
 		Volumes: map[string]plugins.Volumes{api.PoolDir: h.storage}, Disks: h.hv, Snapshots: h.hv,
 		Screens: h.hv, Logs: h.hv, Meter: h.hv,
 		Fetch: h.fetchImage, Migrator: h.hv, Peer: h.peer,
+		Stagers: map[string]plugins.Stager{api.PoolDir: h.storage}, Templates: map[string]plugins.Templates{api.PoolDir: h.storage},
 		Renew: func(ctx context.Context, r fsm.Renewal) error {
 			_, err := h.log.Propose(ctx, fsm.RenewNodes.Entry(fsm.Renewals{Renewals: []fsm.Renewal{r}}))
 			return err
@@ -398,7 +399,7 @@ func (h *host) image(name string) *api.Image {
 // upload stores imageContent on the host.
 func (h *host) upload(image *api.Image) {
 	h.t.Helper()
-	if err := h.agent.ImportImage(h.t.Context(), image, bytes.NewReader(imageContent())); err != nil {
+	if err := h.agent.ImportImage(h.t.Context(), image, 0, bytes.NewReader(imageContent())); err != nil {
 		h.t.Fatal(err)
 	}
 }

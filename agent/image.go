@@ -19,18 +19,21 @@ const (
 )
 
 // ImportImage stores an uploaded image in this node's pool "local", verified
-// against its catalogue entry, and tells the cluster. An image that is there
-// already is not read. It blocks until the bytes are durable; the error says
-// what is wrong with the image, or that the cluster was not told yet.
-func (a *Agent) ImportImage(ctx context.Context, image *api.Image, r io.Reader) error {
+// against its catalogue entry, and tells the cluster. r is what follows offset;
+// with another offset than has arrived it is CodeConflict, but for 0, which
+// begins anew. What has arrived when r fails is kept for a day. An image that is
+// there already is not read. It blocks until the bytes are durable; the error
+// says what is wrong with the image, or that the cluster was not told yet.
+func (a *Agent) ImportImage(ctx context.Context, image *api.Image, offset int64, r io.Reader) error {
 	if a.config.Witness {
 		return api.Errorf(api.CodeUnavailable, "a witness stores no images").Do("upload through another node")
 	}
-	storage, spec, err := a.pool(a.view(), fsm.DefaultPool)
+	stage, err := a.stageImage(ctx, image, fsm.DefaultPool)
 	if err != nil {
-		return err
+		return fmt.Errorf("store image: %w", err)
 	}
-	stored, err := storage.ImportImage(ctx, spec, imageSpec(image), r)
+	defer func() { _ = stage.Close() }() // what has arrived stays
+	stored, err := a.receiveImage(ctx, image, stage, offset, r)
 	if err != nil {
 		return fmt.Errorf("store image: %w", err)
 	}
@@ -39,6 +42,79 @@ func (a *Agent) ImportImage(ctx context.Context, image *api.Image, r io.Reader) 
 		return err
 	}
 	return nil
+}
+
+func (a *Agent) receiveImage(ctx context.Context, image *api.Image, stage plugins.Stage, offset int64, r io.Reader) (plugins.Stored, error) {
+	if have := stage.Stored(); have != nil {
+		return *have, nil
+	}
+	key := api.Key(image.Tenant, image.Name)
+	if offset == 0 {
+		if err := stage.Reset(""); err != nil {
+			return plugins.Stored{}, err
+		}
+	}
+	if have := stage.Offset(); have != offset {
+		return plugins.Stored{}, api.Errorf(api.CodeConflict, "%d bytes have arrived here, not %d", have, offset).On(api.KindImage, key).Do("go on from there, or begin anew")
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return plugins.Stored{}, err
+		}
+		_, err := io.CopyN(stage, r, downloadPiece)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return plugins.Stored{}, err
+		}
+	}
+	if image.SizeBytes > 0 && stage.Offset() < image.SizeBytes {
+		return plugins.Stored{}, api.Invalid("size_bytes", "the file ended after %d of %d bytes", stage.Offset(), image.SizeBytes).On(api.KindImage, key).
+			Do("upload the file whose checksum you gave, in full")
+	}
+	return stage.Commit(ctx)
+}
+
+// ArrivedImage tells how much of an image this node has, whole or in part.
+func (a *Agent) ArrivedImage(ctx context.Context, image *api.Image) (int64, error) {
+	if a.config.Witness {
+		return 0, nil
+	}
+	_, spec, err := a.pool(a.view(), fsm.DefaultPool)
+	if err != nil {
+		return 0, err
+	}
+	stager := a.config.Stagers[fsm.Pools.Get(a.view(), fsm.DefaultPool).Driver]
+	if stager == nil {
+		return 0, nil
+	}
+	return stager.StagedBytes(ctx, spec, image.ID)
+}
+
+// OpenImageAt is OpenImage, from offset on, with the length of the whole.
+func (a *Agent) OpenImageAt(ctx context.Context, imageID string, offset int64) (io.ReadCloser, int64, error) {
+	r, err := a.OpenImage(ctx, imageID)
+	if err != nil {
+		return nil, 0, err
+	}
+	file, ok := r.(io.ReadSeekCloser)
+	if !ok {
+		_ = r.Close()
+		return nil, 0, api.Errorf(api.CodeUnavailable, "the pool of image %s cannot read from the middle", imageID)
+	}
+	size, err := file.Seek(0, io.SeekEnd)
+	if err == nil && offset > size {
+		err = api.Invalid("offset", "is %d", offset).Allow("at most %d", size)
+	}
+	if err == nil {
+		_, err = file.Seek(offset, io.SeekStart)
+	}
+	if err != nil {
+		_ = r.Close()
+		return nil, 0, fmt.Errorf("read image %s: %w", imageID, err)
+	}
+	return file, size, nil
 }
 
 // OpenImage reads an image that this node has, from whichever pool. It is
@@ -75,7 +151,7 @@ func (a *Agent) reportImage(ctx context.Context, image *api.Image, pool string, 
 	}
 	_, err := a.propose(ctx, fsm.ReportReplica.Entry(fsm.ReplicaReport{
 		Kind: api.KindImage, OfID: image.ID, Node: a.config.Name, Epoch: epoch, Pool: pool,
-		State: api.ReplicaReady, SizeBytes: stored.SizeBytes, UsedBytes: stored.UsedBytes,
+		State: api.ReplicaReady, SizeBytes: stored.SizeBytes, UsedBytes: stored.UsedBytes, FileBytes: stored.FileBytes,
 	}))
 	return err
 }
@@ -125,7 +201,38 @@ func (a *Agent) importImage(ctx context.Context, image *api.Image, pool string) 
 		}
 		a.log.Debug("image not fetched", "image", image.ID, "from", source.name, "error", err)
 	}
+	if failed == error(none) && image.URL != "" {
+		return a.importFromURL(ctx, image, pool)
+	}
 	return plugins.Stored{}, failed
+}
+
+// importFromURL gets an image that no node has, unless a task is at it, or was
+// in vain: whoever wants it tried again says so.
+func (a *Agent) importFromURL(ctx context.Context, image *api.Image, pool string) (plugins.Stored, error) {
+	key := api.Key(image.Tenant, image.Name)
+	var last *api.Task
+	for t := range fsm.Tasks.By(a.view(), "object", api.KindImage+"/"+key) {
+		if t.Verb == api.TaskFetch && (last == nil || t.Created > last.Created) {
+			last = t
+		}
+	}
+	switch {
+	case last == nil || last.State == api.TaskDone: // and lost since
+	case !last.Ended():
+		return plugins.Stored{}, api.Errorf(api.CodeUnavailable, "is being fetched from its url by task %s", last.Name).On(api.KindImage, key)
+	default:
+		why := "was cancelled"
+		if last.Error != nil {
+			why = last.Error.Error()
+		}
+		return plugins.Stored{}, api.Errorf(api.CodeUnavailable, "could not be fetched from its url: %s", why).On(api.KindImage, key).Do("try again: debvisor image fetch %s", image.Name)
+	}
+	stored, err := a.download(ctx, image, pool, func(int64, int64) {})
+	if err != nil {
+		return stored, err
+	}
+	return stored, a.imported(ctx, image, pool, stored, false, "")
 }
 
 func (a *Agent) imported(ctx context.Context, image *api.Image, pool string, stored plugins.Stored, fetched bool, from string) error {

@@ -38,12 +38,13 @@ func (a *Agent) vmOperations() map[string]do {
 		api.TaskSnapshotRevert: a.onSnapshots(a.revertSnapshot),
 		api.TaskSnapshotDelete: a.onSnapshots(a.deleteSnapshot),
 		api.TaskMigrate:        a.migrate,
+		api.TaskTemplate:       a.makeTemplate,
 	}
 }
 
 // nodeOperations is what this node does by itself. Each task has its own job.
 func (a *Agent) nodeOperations() map[string]do {
-	return map[string]do{}
+	return map[string]do{api.TaskFetch: a.fetchImage}
 }
 
 // nextOperation is the oldest task of this node about the VM that vmOperations
@@ -185,6 +186,15 @@ func (o *operation) step(ctx context.Context, percent int, text string) {
 	told := *o.task
 	told.Percent, told.Step = percent, text
 	o.task = &told
+}
+
+// tell is step for work that waits beside the workers.
+func (o *operation) tell(ctx context.Context, percent int, text string) {
+	r := o.a.taskReport(o.task)
+	r.Percent, r.Step = percent, text
+	if _, err := o.a.propose(ctx, fsm.ReportTask.Entry(r)); err != nil && ctx.Err() == nil {
+		o.a.log.Debug("progress not recorded", "task", o.task.Name, "error", err)
+	}
 }
 
 // note writes down, synced, how far the work on the VM's guest has come, for a

@@ -40,7 +40,7 @@ func (a *Agent) reconcileReplica(ctx context.Context, name string) error {
 		return errAgain // it was to be removed meanwhile
 	}
 	report := fsm.ReplicaReport{Kind: r.Kind, OfID: r.OfID, Pool: r.Pool, State: api.ReplicaReady,
-		SizeBytes: stored.SizeBytes, UsedBytes: stored.UsedBytes}
+		SizeBytes: stored.SizeBytes, UsedBytes: stored.UsedBytes, FileBytes: stored.FileBytes}
 	if err != nil {
 		report.State, report.Reason = api.ReplicaFailed, printable(err.Error())
 	}

@@ -23,7 +23,7 @@ func TestImageIsFetchedOnceForManyClones(t *testing.T) {
 	a.start()
 	b.start()
 	image := a.image("tiny")
-	if err := a.agent.ImportImage(t.Context(), image, bytes.NewReader(imageContent()[1:])); api.CodeOf(err) != api.CodeInvalid {
+	if err := a.agent.ImportImage(t.Context(), image, 0, bytes.NewReader(imageContent()[1:])); api.CodeOf(err) != api.CodeInvalid {
 		t.Fatalf("a file cut short: got %v, want invalid", err)
 	}
 	a.upload(image)
@@ -219,7 +219,7 @@ func TestUploadThatTheClusterDidNotHearOfIsToldLater(t *testing.T) {
 	h := one(t)
 	image := h.image("tiny")
 	h.log.broken.Store(true)
-	if err := h.agent.ImportImage(t.Context(), image, bytes.NewReader(imageContent())); err == nil {
+	if err := h.agent.ImportImage(t.Context(), image, 0, bytes.NewReader(imageContent())); err == nil {
 		t.Fatal("an upload without a quorum was acknowledged")
 	}
 	h.log.broken.Store(false)

@@ -20,7 +20,7 @@ func (a *Agent) reconcileTask(ctx context.Context, name string) error {
 		return nil
 	}
 	verb, known := api.LookupTaskVerb(t.Verb)
-	if do := a.nodeOperations()[t.Verb]; do != nil && verb.At == api.TaskAtNode {
+	if do := a.nodeOperations()[t.Verb]; do != nil && (verb.At == api.TaskAtNode || verb.At == api.TaskAtAny) {
 		return a.operate(ctx, keyTask+name, &operation{a: a, view: view, task: t}, do)
 	}
 	if !known || verb.At != api.TaskAtOwner {

@@ -25,6 +25,7 @@ type Replica struct {
 	SizeBytes int64  `json:"size_bytes,omitzero"` // virtual size
 	UsedBytes int64  `json:"used_bytes,omitzero"` // on disk
 	From      string `json:"from,omitzero"`       // node whose migrating guest fills it: no copy of the volume before that is done
+	FileBytes int64  `json:"file_bytes,omitzero"` // of an image: the length of its file
 }
 
 // ReplicaName is the name of the replica of an object on a node.

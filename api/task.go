@@ -26,6 +26,8 @@ const (
 	TaskSnapshot       = "vm.snapshot"        // args: SnapshotArgs
 	TaskSnapshotRevert = "vm.snapshot.revert" // args: SnapshotRevertArgs
 	TaskSnapshotDelete = "vm.snapshot.delete" // args: SnapshotDeleteArgs
+	TaskFetch          = "image.fetch"        // fetch an image from its URL; args: {"node": "NAME"}, or none
+	TaskTemplate       = "vm.template"        // make an image of a disk; args: TemplateArgs
 )
 
 // Limits of tasks.

@@ -7,6 +7,7 @@ const (
 	TaskAtLeader = "leader" // a loop of the leader
 	TaskAtOwner  = "owner"  // the node that owns the VM
 	TaskAtNode   = "node"   // the node that the argument "node" names
+	TaskAtAny    = "any"    // that node, or where none is named one that the leader chooses
 )
 
 // TaskVerb is what the tasks of one verb have in common. Code that treats tasks
@@ -30,6 +31,8 @@ func TaskVerbs() []TaskVerb {
 		{Name: TaskSnapshot, Kind: KindVM, At: TaskAtOwner, Deadline: time.Hour},
 		{Name: TaskSnapshotRevert, Kind: KindVM, At: TaskAtOwner, Deadline: time.Hour},
 		{Name: TaskSnapshotDelete, Kind: KindVM, At: TaskAtOwner, Deadline: time.Hour},
+		{Name: TaskFetch, Kind: KindImage, At: TaskAtAny, Deadline: 12 * time.Hour},
+		{Name: TaskTemplate, Kind: KindVM, At: TaskAtOwner, Deadline: 6 * time.Hour},
 	}
 }
 

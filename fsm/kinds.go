@@ -79,6 +79,7 @@ func transitions() []erasable {
 		PowerVM, AssignInstance, HoldInstance, ReportInstance, ForgetInstance,
 		BeginMigration, CommitMigration, AbortMigration,
 		ReportReplica, SizeReplica, ForgetReplica,
+		MakeImage,
 		SubmitTask, DispatchTask, ReportTask, ReleaseTask, FinishTask, CancelTask, ExpireTask, TrimTasks,
 		ReportSnapshot, RestoreSnapshot, ForgetSnapshot, DueSnapshot, NoteGuestCall,
 	}

@@ -14,6 +14,7 @@ type ReplicaReport struct {
 	Reason    string `json:"reason,omitzero"`
 	SizeBytes int64  `json:"size_bytes,omitzero"`
 	UsedBytes int64  `json:"used_bytes,omitzero"`
+	FileBytes int64  `json:"file_bytes,omitzero"`
 }
 
 // ReportReplica records what a node has stored.
@@ -45,7 +46,7 @@ var ReportReplica = transition("replica.report", Replicas, func(tx *Tx, in Repli
 		in.State = api.ReplicaDeleting
 	}
 	r.State, r.Reason = in.State, api.CleanText(in.Reason, api.TextLengthMax)
-	r.SizeBytes, r.UsedBytes = max(0, in.SizeBytes), max(0, in.UsedBytes)
+	r.SizeBytes, r.UsedBytes, r.FileBytes = max(0, in.SizeBytes), max(0, in.UsedBytes), max(0, in.FileBytes)
 	if err := r.Validate(); err != nil {
 		return nil, api.AsError(err).OnMissing(api.KindReplica, name)
 	}

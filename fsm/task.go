@@ -84,6 +84,8 @@ func taskRules() map[string]func(tx *Tx, t *api.Task) *api.Error {
 			}
 			return nil
 		},
+		api.TaskFetch:    checkFetch,
+		api.TaskTemplate: checkTemplate,
 		api.TaskStop: func(tx *Tx, t *api.Task) *api.Error {
 			vm := VMs.Get(tx, t.Object)
 			_, err := powerVM(tx, VMPower{Tenant: vm.Tenant, Name: vm.Name, Power: api.PowerOff})

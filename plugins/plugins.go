@@ -160,6 +160,7 @@ type Stored struct {
 	SizeBytes int64 // virtual
 	UsedBytes int64
 	Damage    string // why the file cannot be used; empty: it can. The sizes are not known then
+	FileBytes int64  // of an image: the length of its file
 }
 
 // Network makes what NICs plug into.

@@ -1,10 +1,8 @@
 package client_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -214,25 +212,6 @@ func TestEventsResumeAfterTheLast(t *testing.T) {
 	}
 	if fmt.Sprint(got) != "[5]" || api.CodeOf(end) != api.CodeUnauthenticated {
 		t.Fatalf("got %v, then %v", got, end)
-	}
-}
-
-func TestUploadReportsProgress(t *testing.T) {
-	t.Parallel()
-	content := bytes.Repeat([]byte("x"), 1<<20)
-	c := dial(t, 5*time.Second, serve(t, func(w http.ResponseWriter, r *http.Request) {
-		got, _ := io.ReadAll(r.Body)
-		if !bytes.Equal(got, content) || r.ContentLength != int64(len(content)) {
-			t.Errorf("got %d bytes", len(got))
-		}
-		_ = json.NewEncoder(w).Encode(api.Image{Meta: api.Meta{Name: "tiny"}})
-	}))
-	var sent int64
-	image, err := c.UploadImage(t.Context(), "", "tiny", int64(len(content)), func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(content)), nil
-	}, func(n int64) { sent = n })
-	if err != nil || image.Name != "tiny" || sent != int64(len(content)) {
-		t.Fatalf("got %v, %v, %d bytes", image, err, sent)
 	}
 }
 

@@ -176,7 +176,7 @@ func TestTheClientTalksToAConsoleAndUploads(t *testing.T) {
 	_ = conn.Close()
 	content := strings.Repeat("x", 1<<20)
 	s.image(content)
-	image, err := c.UploadImage(ctx, "", "tiny", int64(len(content)), func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(content)), nil }, nil)
+	image, err := c.UploadImage(ctx, "", "tiny", int64(len(content)), strings.NewReader(content), nil)
 	if err != nil || image.Name != "tiny" || s.imported.Len() != len(content) {
 		t.Fatalf("got %+v, %v", image, err)
 	}

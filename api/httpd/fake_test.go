@@ -140,9 +140,26 @@ func (c *fake) Log(_ context.Context, _ *api.VM, i *api.Instance, q api.LogQuery
 	return &api.ConsoleLog{Node: i.Owner, Lines: []string{fmt.Sprintf("%d %s", q.Tail, q.Grep)}}, nil
 }
 
-func (c *fake) Import(_ context.Context, image *api.Image, r io.Reader) error {
+func (c *fake) Arrived(context.Context, *api.Image) (int64, error) {
+	return int64(len(c.content())), nil
+}
+
+func (c *fake) content() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.imported.String()
+}
+
+func (c *fake) OpenImage(_ context.Context, _ *api.Image, offset int64) (io.ReadCloser, int64, error) {
+	content := c.content()
+	return io.NopCloser(strings.NewReader(content[offset:])), int64(len(content)), nil
+}
+
+func (c *fake) Import(_ context.Context, image *api.Image, offset int64, r io.Reader) error {
 	var got bytes.Buffer
-	n, err := io.Copy(&got, r)
+	got.WriteString(c.content()[:offset])
+	_, err := io.Copy(&got, r)
+	n := int64(got.Len())
 	c.mu.Lock()
 	c.imported = got
 	c.mu.Unlock()

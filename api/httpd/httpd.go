@@ -94,8 +94,15 @@ type Journal interface {
 
 // Images stores the bytes of an image that is in the catalogue.
 type Images interface {
-	// Import reads the image to its end and verifies size and checksum.
-	Import(ctx context.Context, image *api.Image, r io.Reader) error
+	// Import reads the image from offset to its end and verifies size and
+	// checksum. What has arrived when r fails is kept for a while. CodeConflict
+	// says that another offset is where to go on.
+	Import(ctx context.Context, image *api.Image, offset int64, r io.Reader) error
+	// Arrived tells how much of the image this node has.
+	Arrived(ctx context.Context, image *api.Image) (int64, error)
+	// OpenImage reads the image from offset on, from whichever node has it, and tells
+	// how long it is in all. CodeUnavailable says that no node that is up has it.
+	OpenImage(ctx context.Context, image *api.Image, offset int64) (r io.ReadCloser, sizeBytes int64, err error)
 }
 
 // Deprecation says since when a route should not be used, and until when it

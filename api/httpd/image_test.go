@@ -49,6 +49,86 @@ func TestAnImageIsUploaded(t *testing.T) {
 	}
 }
 
+func TestAnUploadGoesOnWhereItBrokeOff(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	octets := []string{"Content-Type", "application/octet-stream"}
+	s.image("hello world")
+	s.want(400, "PUT", "/v1/images/tiny/content", "hello", octets...)
+	req := s.request("PUT", "/v1/images/tiny/content", "hello", octets...)
+	req.ContentLength = -1
+	if a := s.send(req); a.status != 400 {
+		t.Fatalf("half of it: got %d %s", a.status, a.body)
+	}
+	var have api.Upload
+	s.want(200, "GET", "/v1/images/tiny/upload", "").into(t, &have)
+	if have.OffsetBytes != 5 || have.SizeBytes != 11 || have.Node != "node1" {
+		t.Fatalf("%+v have arrived", have)
+	}
+	for _, bad := range []string{"bytes 5-9/11", "bytes 5-10/12", "bytes 11-10/11", "bytes -5-10/11", "bytes 5-10", "octets 5-10/11", "bytes x-10/11"} {
+		s.want(400, "PUT", "/v1/images/tiny/content", " world", append(octets, "Content-Range", bad)...)
+	}
+	s.want(200, "PUT", "/v1/images/tiny/content", " world", append(octets, "Content-Range", "bytes 5-10/11")...)
+	if got := s.content(); got != "hello world" {
+		t.Fatalf("got %q", got)
+	}
+}
+
+func TestAnImageIsDownloadedInWholeAndInPart(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	octets := []string{"Content-Type", "application/octet-stream"}
+	s.image("hello world")
+	s.want(200, "PUT", "/v1/images/tiny/content", "hello world", octets...)
+	whole := s.want(200, "GET", "/v1/images/tiny/content", "")
+	tag := whole.header.Get("ETag")
+	if string(whole.body) != "hello world" || tag != fmt.Sprintf(`"%x"`, sha256.Sum256([]byte("hello world"))) {
+		t.Fatalf("got %q, %s", whole.body, tag)
+	}
+	part := s.want(206, "GET", "/v1/images/tiny/content", "", "Range", "bytes=6-", "If-Range", tag)
+	if string(part.body) != "world" || part.header.Get("Content-Range") != "bytes 6-10/11" {
+		t.Errorf("got %q %v", part.body, part.header)
+	}
+	if a := s.want(200, "GET", "/v1/images/tiny/content", "", "Range", "bytes=6-", "If-Range", `"another"`); string(a.body) != "hello world" {
+		t.Errorf("of another content: got %q", a.body)
+	}
+	if a := s.want(200, "GET", "/v1/images/tiny/content", "", "Range", "bytes=0-1,3-4,6-7"); string(a.body) != "hello world" {
+		t.Errorf("many ranges: got %q", a.body)
+	}
+	s.want(416, "GET", "/v1/images/tiny/content", "", "Range", "bytes=99-")
+	s.want(404, "GET", "/v1/images/other/content", "")
+}
+
+func TestFetchAndTemplateAreTasks(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	s.want(201, "PUT", "/v1/images/far", fmt.Sprintf(`{"format":"raw","sha256":"%064d","url":"https://example.com/far"}`, 1))
+	var list struct{ Items []api.Task }
+	s.want(200, "GET", "/v1/tasks", "").into(t, &list)
+	if len(list.Items) != 1 || list.Items[0].Verb != api.TaskFetch || list.Items[0].Object != "default/far" {
+		t.Fatalf("the tasks are %+v", list.Items)
+	}
+	s.want(409, "POST", "/v1/images/far/fetch", "")
+	s.want(200, "POST", "/v1/tasks/"+list.Items[0].Name+"/cancel", "")
+	var task api.Task
+	s.want(200, "POST", "/v1/images/far/fetch", `{"node":"node1"}`).into(t, &task)
+	if task.Verb != api.TaskFetch || string(task.Args) != `{"node":"node1"}` {
+		t.Errorf("the task is %+v", task)
+	}
+	s.image("hello")
+	s.want(409, "POST", "/v1/images/tiny/fetch", "")
+	s.want(404, "POST", "/v1/vms/web/template", `{"image":"golden"}`)
+	s.want(201, "POST", "/v1/vms", vmBody("web"))
+	s.want(409, "POST", "/v1/vms/web/template", `{"image":"golden"}`)
+	s.want(400, "POST", "/v1/vms/web/template", `{"image":"../x"}`)
+	for _, bad := range []string{"http://user:pw@example.com/x", "ftp://example.com/x", "https:///x", "https://example.com/#x", "https://example.com/ x"} {
+		a := s.want(400, "PUT", "/v1/images/bad", fmt.Sprintf(`{"format":"raw","sha256":"%064d","url":%q}`, 1, bad))
+		if p := a.problem(t); p.Field != "url" || strings.Contains(string(a.body), "pw") {
+			t.Errorf("%s: got %s", bad, a.body)
+		}
+	}
+}
+
 func TestABackupSaysWhenItIsComplete(t *testing.T) {
 	t.Parallel()
 	fail := false

@@ -121,7 +121,7 @@ func (s *Server) register() error {
 		s.registerApply,
 		s.registerHistory,
 		s.registerEvents,
-		s.registerImages,
+		s.registerTemplates, s.registerImages,
 		s.registerCluster,
 		s.registerHealth,
 	} {

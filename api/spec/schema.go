@@ -110,6 +110,7 @@ var kindBlocks = map[string]*block{
 		attribute{name: "format"},
 		attribute{name: "sha256"},
 		attribute{name: "size", field: "size_bytes", shape: size},
+		attribute{name: "url"},
 		attribute{name: "description"}),
 	api.KindVolume: kindBlock(api.KindVolume,
 		attribute{name: "pool"},

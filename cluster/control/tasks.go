@@ -239,6 +239,8 @@ func (t *tasks) route(s *survey, task *api.Task) route {
 		return t.routeToOwner(view, task)
 	case known && verb.At == api.TaskAtNode:
 		return routeToNode(view, task)
+	case known && verb.At == api.TaskAtAny:
+		return routeToAny(view, task)
 	case known && t.doers(task.Verb) != nil:
 		return route{}
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/hcl/v2/hclparse"
 
 	"github.com/debvisor/debvisor/api"
+	"github.com/debvisor/debvisor/plugins/outbound"
 )
 
 // The hypervisors that an agent can drive.
@@ -40,10 +41,13 @@ type nodeConfig struct {
 	Hypervisor    string      `hcl:"hypervisor,optional"`
 	LibvirtSocket string      `hcl:"libvirt_socket,optional"`
 	LogLevel      string      `hcl:"log_level,optional"`
-	LogFormat     string      `hcl:"log_format,optional"` // text or json
-	LogStore      string      `hcl:"log_store,optional"`  // wal or boltdb; empty: what the data directory has
-	Witness       bool        `hcl:"witness,optional"`    // votes, runs no guests
-	Share         int         `hcl:"share,optional"`      // so many nodes share this machine: each offers its part
+	LogFormat     string      `hcl:"log_format,optional"`     // text or json
+	LogStore      string      `hcl:"log_store,optional"`      // wal or boltdb; empty: what the data directory has
+	Witness       bool        `hcl:"witness,optional"`        // votes, runs no guests
+	Share         int         `hcl:"share,optional"`          // so many nodes share this machine: each offers its part
+	OutboundAllow []string    `hcl:"outbound_allow,optional"` // private networks where images may be fetched from, as 10.1.0.0/16
+	OutboundHTTP  bool        `hcl:"outbound_http,optional"`  // http:// as well as https://
+	OutboundCA    string      `hcl:"outbound_ca,optional"`    // file of further certificates to trust there, PEM
 	Sim           *simMachine `hcl:"sim,block"`
 }
 
@@ -130,6 +134,9 @@ func (c *nodeConfig) validate() error {
 	}
 	if c.Share < 0 || c.Share > shareMax {
 		return api.Invalid("share", "is %d", c.Share).Allow("0 (the machine is this node's alone) to %d", shareMax)
+	}
+	if _, err := outbound.ParseAllow(c.OutboundAllow); err != nil {
+		return err
 	}
 	_, err := c.machine()
 	return err

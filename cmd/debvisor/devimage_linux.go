@@ -25,7 +25,7 @@ const (
 // devImage is an image that the cluster is to have.
 type devImage struct {
 	image api.Image
-	open  func() (io.ReadCloser, error)
+	open  func() (io.ReadSeekCloser, error)
 }
 
 // provideImages uploads the images that were asked for, or a tiny one, unless
@@ -72,7 +72,7 @@ func (d *dev) wantedImages() ([]*devImage, error) {
 }
 
 func (d *dev) imageFile(name, file string) (*devImage, error) {
-	w := &devImage{open: func() (io.ReadCloser, error) { return os.Open(file) }}
+	w := &devImage{open: func() (io.ReadSeekCloser, error) { return os.Open(file) }}
 	w.image.Name, w.image.Tenant = name, api.DefaultTenant
 	return w, d.a.measureImage(file, &w.image)
 }
@@ -86,7 +86,7 @@ func simulatedImage() *devImage {
 			Meta:   api.Meta{Name: tinyName, Tenant: api.DefaultTenant},
 			Format: api.FormatRaw, SHA256: hex.EncodeToString(sum[:]), SizeBytes: simulatedSize, Description: "for simulated guests",
 		},
-		open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil },
+		open: func() (io.ReadSeekCloser, error) { return inMemory{bytes.NewReader(content)}, nil },
 	}
 }
 
@@ -108,3 +108,9 @@ func (d *dev) provide(ctx context.Context, c *client.Client, w *devImage) error 
 	}
 	return d.a.sendImage(ctx, c, &have.Image, w.open)
 }
+
+// inMemory is a file that is not one.
+type inMemory struct{ *bytes.Reader }
+
+// Close implements io.Closer.
+func (inMemory) Close() error { return nil }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -23,7 +24,15 @@ const uploadTimeout = 12 * time.Hour
 // imageRow is an image and the nodes that have its bytes.
 type imageRow struct {
 	api.Image
-	Nodes []string `json:"nodes"`
+	Nodes     []string `json:"nodes"`
+	FileBytes int64    `json:"file_bytes,omitzero"` // as the nodes found it
+}
+
+func dashSize(n int64) string {
+	if n == 0 {
+		return dash("")
+	}
+	return api.FormatSize(n)
 }
 
 func images() *noun[imageRow] {
@@ -37,9 +46,12 @@ func images() *noun[imageRow] {
 	}
 	n.columns = slices.Concat([]column[imageRow]{nameColumn(n.head),
 		{title: "FORMAT", value: func(_ *app, i *imageRow) string { return i.Format }},
-		{title: "SIZE", keep: true, value: func(_ *app, i *imageRow) string { return api.FormatSize(i.SizeBytes) }},
+		{title: "SIZE", keep: true, value: func(_ *app, i *imageRow) string { return dashSize(cmp.Or(i.SizeBytes, i.FileBytes)) }},
 		{title: "NODES", value: func(_ *app, i *imageRow) string {
-			if len(i.Nodes) == 0 {
+			switch {
+			case len(i.Nodes) == 0 && i.URL != "":
+				return "none yet: see its task"
+			case len(i.Nodes) == 0:
 				return "none: upload it"
 			}
 			return joinNames(i.Nodes)
@@ -72,7 +84,7 @@ func listImages(ctx context.Context, c *client.Client, o client.ListOptions) (*c
 	}
 	out := &client.List[imageRow]{Index: list.Index}
 	for _, i := range list.Items {
-		out.Items = append(out.Items, imageRow{Image: i, Nodes: items(where[i.ID])})
+		out.Items = append(out.Items, imageRow{Image: i, Nodes: items(where[i.ID].nodes), FileBytes: where[i.ID].fileBytes})
 	}
 	return out, nil
 }
@@ -86,19 +98,25 @@ func getImage(ctx context.Context, c *client.Client, tenant, name string, o clie
 	if err != nil {
 		return nil, err
 	}
-	return &imageRow{Image: *image, Nodes: items(where[image.ID])}, nil
+	return &imageRow{Image: *image, Nodes: items(where[image.ID].nodes), FileBytes: where[image.ID].fileBytes}, nil
+}
+
+// stored is which nodes hold an image, and how long its file is.
+type stored struct {
+	nodes     []string
+	fileBytes int64
 }
 
 // imageNodes tells which nodes hold which image, by its ID.
-func imageNodes(ctx context.Context, c *client.Client, o client.ReadOptions) (map[string][]string, error) {
+func imageNodes(ctx context.Context, c *client.Client, o client.ReadOptions) (map[string]stored, error) {
 	replicas, err := client.Resource[api.Replica](c, api.KindReplica).All(ctx, client.ListOptions{ReadOptions: o})
 	if err != nil {
 		return nil, err
 	}
-	where := map[string][]string{}
+	where := map[string]stored{}
 	for _, r := range replicas.Items {
-		if r.Kind == api.KindImage && r.State == api.ReplicaReady && !slices.Contains(where[r.OfID], r.Node) {
-			where[r.OfID] = append(where[r.OfID], r.Node)
+		if r.Kind == api.KindImage && r.State == api.ReplicaReady && !slices.Contains(where[r.OfID].nodes, r.Node) {
+			where[r.OfID] = stored{append(where[r.OfID].nodes, r.Node), max(where[r.OfID].fileBytes, r.FileBytes)}
 		}
 	}
 	return where, nil
@@ -106,28 +124,7 @@ func imageNodes(ctx context.Context, c *client.Client, o client.ReadOptions) (ma
 
 func imageCommand(a *app) *cobra.Command {
 	n := images()
-	return n.command(a, createImageCommand(a), uploadImageCommand(a), n.deleteCommand(a, ""))
-}
-
-func createImageCommand(a *app) *cobra.Command {
-	var file string
-	var image api.Image
-	return createCommand(a, &creation[api.Image, *api.Image]{
-		kind:    api.KindImage,
-		example: "  debvisor image create debian --file debian-12-genericcloud-amd64.qcow2\n  debvisor image create kernel --file vmlinuz --format raw",
-		flags: func(cmd *cobra.Command) {
-			cmd.Flags().StringVar(&file, "file", "", "file to upload")
-			cmd.Flags().StringVar(&image.Format, "format", "", "qcow2 or raw (default: what the file looks like)")
-			cmd.Flags().StringVar(&image.Description, "description", "", "for people")
-			_ = cmd.MarkFlagRequired("file")
-		},
-		build: func(context.Context, *cobra.Command, *client.Client) (*api.Image, error) {
-			return &image, a.measureImage(file, &image)
-		},
-		then: func(ctx context.Context, _ *client.Client, made *api.Image) (any, error) {
-			return made, a.uploadImage(ctx, made, func() (io.ReadCloser, error) { return os.Open(file) })
-		},
-	})
+	return n.command(a, createImageCommand(a), uploadImageCommand(a), fetchImageCommand(a), exportImageCommand(a), n.deleteCommand(a, ""))
 }
 
 func uploadImageCommand(a *app) *cobra.Command {
@@ -146,7 +143,7 @@ func uploadImageCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := a.sendImage(cmd.Context(), c, image, func() (io.ReadCloser, error) { return os.Open(file) }); err != nil {
+			if err := a.sendImage(cmd.Context(), c, image, func() (io.ReadSeekCloser, error) { return os.Open(file) }); err != nil {
 				return err
 			}
 			return a.result(image, "image %s uploaded", clean(image.Name))
@@ -209,15 +206,20 @@ func (m *meter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// uploadImage sends the bytes of an image that is in the catalogue. If that
-// fails for good, the entry without bytes is taken back.
-func (a *app) uploadImage(ctx context.Context, image *api.Image, open func() (io.ReadCloser, error)) error {
+// uploadImage sends the bytes of an image that is in the catalogue. If the file
+// is wrong, the entry without bytes is taken back; an upload that broke off
+// goes on with: debvisor image upload.
+func (a *app) uploadImage(ctx context.Context, image *api.Image, open func() (io.ReadSeekCloser, error)) error {
 	c, err := a.clientWith(uploadTimeout)
 	if err != nil {
 		return err
 	}
-	if err = a.sendImage(ctx, c, image, open); err == nil {
+	err = a.sendImage(ctx, c, image, open)
+	switch api.CodeOf(err) {
+	case "":
 		return nil
+	case api.CodeUnavailable, api.CodeUnknown, api.CodeNoLeader:
+		return fmt.Errorf("upload: %w; go on with: debvisor image upload %s --file FILE", err, image.Name)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
@@ -227,9 +229,14 @@ func (a *app) uploadImage(ctx context.Context, image *api.Image, open func() (io
 	return fmt.Errorf("upload: %w", err)
 }
 
-func (a *app) sendImage(ctx context.Context, c *client.Client, image *api.Image, open func() (io.ReadCloser, error)) error {
+func (a *app) sendImage(ctx context.Context, c *client.Client, image *api.Image, open func() (io.ReadSeekCloser, error)) error {
+	file, err := open()
+	if err != nil {
+		return fmt.Errorf("open image: %w", err)
+	}
+	defer func() { _ = file.Close() }() // it was only read
 	p := a.progress()
 	defer p.end()
-	_, err := c.UploadImage(ctx, image.Tenant, image.Name, image.SizeBytes, open, func(sent int64) { p.bytes("upload", sent, image.SizeBytes) })
+	_, err = c.UploadImage(ctx, image.Tenant, image.Name, image.SizeBytes, file, func(sent int64) { p.bytes("upload", sent, image.SizeBytes) })
 	return err
 }

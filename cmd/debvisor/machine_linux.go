@@ -44,6 +44,12 @@ type machine struct {
 	guests     plugins.GuestAgent  // nil: guests' agents are not asked
 }
 
+// imageMaker is what a storage may do with images besides.
+type imageMaker interface {
+	plugins.Stager
+	plugins.Templates
+}
+
 // openMachine opens the adapters and makes the agent on them.
 func (n *node) openMachine() error {
 	self := n.server.Self()
@@ -65,6 +71,13 @@ func (n *node) openMachine() error {
 		config.Snapshots, config.Guests = m.snapshots, m.guests
 		config.Storage = map[string]plugins.Storage{api.PoolDir: m.storage}
 		config.Volumes, config.Disks = map[string]plugins.Volumes{api.PoolDir: m.volumes}, m.disks
+		if images, ok := m.storage.(imageMaker); ok {
+			config.Stagers = map[string]plugins.Stager{api.PoolDir: images}
+			config.Templates = map[string]plugins.Templates{api.PoolDir: images}
+		}
+		if config.Outbound, err = n.newOutbound(); err != nil {
+			return errors.Join(err, m.close())
+		}
 	}
 	var err error
 	if n.agent, err = agent.New(config); err != nil {

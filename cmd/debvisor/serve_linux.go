@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -88,14 +89,53 @@ func (h history) Verify(ctx context.Context, progress func(records uint64)) (api
 type imageStore struct{ n *node }
 
 // Import implements httpd.Images.
-func (s imageStore) Import(ctx context.Context, image *api.Image, r io.Reader) error {
-	return s.n.agent.ImportImage(ctx, image, r)
+func (s imageStore) Import(ctx context.Context, image *api.Image, offset int64, r io.Reader) error {
+	return s.n.agent.ImportImage(ctx, image, offset, r)
+}
+
+// Arrived implements httpd.Images.
+func (s imageStore) Arrived(ctx context.Context, image *api.Image) (int64, error) {
+	return s.n.agent.ArrivedImage(ctx, image)
+}
+
+// OpenImage implements httpd.Images: here, or on a peer that has it.
+func (s imageStore) OpenImage(ctx context.Context, image *api.Image, offset int64) (io.ReadCloser, int64, error) {
+	self, view := s.n.server.Self().Name, s.n.server.State().Read()
+	r, size, err := s.n.agent.OpenImageAt(ctx, image.ID, offset)
+	if err == nil || api.CodeOf(err) != api.CodeNotFound {
+		return r, size, err
+	}
+	err = api.Errorf(api.CodeUnavailable, "no node that is up has its bytes").On(api.KindImage, api.Key(image.Tenant, image.Name)).
+		Do("bring a node back that has them, or upload them")
+	for replica := range fsm.Replicas.By(view, "of_id", image.ID) {
+		peer := fsm.Nodes.Get(view, replica.Node)
+		if replica.Node == self || replica.State != api.ReplicaReady || peer == nil || peer.Lease != api.NodeLive {
+			continue
+		}
+		if size = cmp.Or(image.SizeBytes, replica.FileBytes); size == 0 {
+			continue
+		}
+		if r, err = s.n.fetchImageAt(ctx, replica.Node, imageRequest{ID: image.ID, Offset: offset}); err == nil {
+			return r, size, nil
+		}
+	}
+	return nil, 0, err
+}
+
+// imageRequest is the argument of tunnelImage.
+type imageRequest struct {
+	ID     string `json:"id"`
+	Offset int64  `json:"offset,omitzero"`
 }
 
 // fetchImage reads an image from the node of that name. The reader fails when
 // that node has not sent all.
 func (n *node) fetchImage(ctx context.Context, from, imageID string) (io.ReadCloser, error) {
-	conn, err := n.tunnels.dial(ctx, from, tunnelImage, imageID)
+	return n.fetchImageAt(ctx, from, imageRequest{ID: imageID})
+}
+
+func (n *node) fetchImageAt(ctx context.Context, from string, in imageRequest) (io.ReadCloser, error) {
+	conn, err := n.tunnels.dial(ctx, from, tunnelImage, in)
 	if err != nil {
 		return nil, err
 	}
@@ -105,18 +145,18 @@ func (n *node) fetchImage(ctx context.Context, from, imageID string) (io.ReadClo
 
 // serveImage is the tunnel service that sends an image to another node.
 func (n *node) serveImage(ctx context.Context, _ string, argument json.RawMessage) (func(context.Context, net.Conn), error) {
-	var id string
-	if err := json.Unmarshal(argument, &id); err != nil {
+	var in imageRequest
+	if err := json.Unmarshal(argument, &in); err != nil || in.Offset < 0 {
 		return nil, api.Invalid("argument", "is no image")
 	}
-	image, err := n.agent.OpenImage(ctx, id)
+	image, _, err := n.agent.OpenImageAt(ctx, in.ID, in.Offset)
 	if err != nil {
 		return nil, err
 	}
 	return func(_ context.Context, conn net.Conn) {
 		defer image.Close()
 		if err := sendPieces(conn, image); err != nil {
-			n.logger.Warn("an image was not sent to its end", "image", id, "error", err)
+			n.logger.Warn("an image was not sent to its end", "image", in.ID, "error", err)
 		}
 	}, nil
 }

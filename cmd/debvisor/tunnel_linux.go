@@ -35,7 +35,7 @@ const (
 	tunnelLog     = "console-log"    // argument: logRequest
 	tunnelStats   = "stats"          // argument: statsRequest
 	tunnelTicket  = "console-ticket" // argument: httpd.TicketClaim
-	tunnelImage   = "image"          // argument: ID of an image in the caller's need
+	tunnelImage   = "image"          // argument: imageRequest
 	tunnelRenew   = "renew"          // leases: a line with a renewal each way, many times
 	tunnelMigrate = "migrate"        // argument: agent.MigrationStream
 	tunnelStatus  = "status"         // the cluster as the leader sees it

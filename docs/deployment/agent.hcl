@@ -15,6 +15,11 @@ log_format = "text"              # or json
 # libvirt_socket = "/run/libvirt/libvirt-sock"
 # share          = 3           # so many nodes share this machine: each offers its part
 
+# Images are fetched from public https addresses, and besides from:
+# outbound_allow = ["10.20.0.0/16"]            # private networks
+# outbound_http  = false                       # true: http:// as well
+# outbound_ca    = "/etc/debvisor/mirror.pem"  # servers with these certificates
+
 # The machine that the simulated hypervisor pretends to be:
 # sim {
 #   cpus      = 16

@@ -43,6 +43,7 @@ func Rules() []Rule {
 
 		{"cluster/control", 3, []string{"fsm", "api"}, nil, "a controller reads state and proposes; it never touches a machine"},
 		{"agent", 3, []string{"fsm", "api", "plugins"}, nil, "an agent knows contracts, not adapters; it never decides placement"},
+		{"plugins/outbound", 3, []string{"api"}, nothing, "what guards calls to foreign addresses can reach nothing else, and is handed on as an *http.Client"},
 		{"plugins/*", 3, []string{"plugins", "api"}, nil, "adapters do not know each other, nor the cluster they serve"},
 
 		{"cluster", 2, []string{"fsm", "api", "api/rpc", "cluster/journal"}, nil, "Raft carries entries and records and does not know what they mean"},

@@ -31,6 +31,9 @@ func edits() map[string]func(*Generator) fsm.Entry {
 		return api.Network{Meta: g.meta("net", 3), Driver: api.NetworkBridge, Bridge: "br0", Description: g.text()}
 	})
 	edited(m, fsm.Images, func(g *Generator) api.Image {
+		if g.chance(3) {
+			return api.Image{Meta: g.meta("img", 3), Format: api.FormatQCOW2, SHA256: hash(g.source.IntN(2)), URL: pick(g, "https://example.com/a", "https://example.com/b", "ftp://x")}
+		}
 		return api.Image{Meta: g.meta("img", 3), Format: pick(g, api.FormatQCOW2, api.FormatRaw), SHA256: hash(g.source.IntN(2)), SizeBytes: api.MiB, Description: g.text()}
 	})
 	edited(m, fsm.Volumes, (*Generator).volume)

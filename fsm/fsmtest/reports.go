@@ -147,6 +147,7 @@ func workMakers() map[string]func(*Generator) fsm.Entry {
 		fsm.AbortMigration.Op():  (*Generator).abortMigration,
 		fsm.ReportReplica.Op():   (*Generator).reportReplica,
 		fsm.ForgetReplica.Op():   (*Generator).forgetReplica,
+		fsm.MakeImage.Op():       (*Generator).makeImage,
 		fsm.SubmitTask.Op():      (*Generator).submit,
 		fsm.DispatchTask.Op():    (*Generator).dispatch,
 		fsm.ReportTask.Op():      func(g *Generator) fsm.Entry { return fsm.ReportTask.Entry(g.taskReport()) },
@@ -256,13 +257,14 @@ func (g *Generator) forgetReplica() fsm.Entry {
 }
 
 func (g *Generator) submit() fsm.Entry {
-	in := fsm.TaskSubmit{Name: fmt.Sprintf("task-%d", g.serial), Verb: pick(g, api.TaskRestart, api.TaskStop, api.TaskApply, api.TaskMigrate, api.TaskMigrate, "vm.fly"), Args: pick(g, nil, raw(map[string]bool{"force": true}))}
+	in := fsm.TaskSubmit{Name: fmt.Sprintf("task-%d", g.serial), Verb: pick(g, api.TaskRestart, api.TaskStop, api.TaskApply, api.TaskMigrate, api.TaskMigrate, api.TaskFetch, api.TaskTemplate, "vm.fly"), Args: pick(g, nil, raw(map[string]bool{"force": true}))}
 	if vm := row(g, list(fsm.VMs, g.view)); vm != nil && in.Verb != api.TaskApply {
 		in.Kind, in.Object = api.KindVM, api.Key(vm.Tenant, vm.Name)
 	}
 	if g.chance(8) {
 		in = g.submitMoves(in.Name)
 	}
+	g.imageTask(&in)
 	if in.Verb == api.TaskMigrate {
 		in.Args = pick(g, nil, raw(api.MigrateArgs{Node: g.node(), CopyStorage: true}), raw(api.MigrateArgs{BandwidthBytesMax: -1}))
 	}

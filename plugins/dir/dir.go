@@ -247,6 +247,9 @@ func (p *pool) describe(kind, name string) (plugins.Stored, error) {
 		Kind: kind, ID: id, SizeBytes: info.Size(), UsedBytes: info.Size(),
 		Source: plugins.Source{Path: filepath.Join(p.Path, path), Format: format},
 	}
+	if kind == api.KindImage {
+		stored.FileBytes = info.Size()
+	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		stored.UsedBytes = stat.Blocks * blockBytes
 	}

@@ -42,6 +42,16 @@ func TestStorageKeepsItsContract(t *testing.T) {
 	plugintest.Storage(t, open)
 }
 
+func TestStagesKeepTheirContract(t *testing.T) {
+	t.Parallel()
+	plugintest.Stager(t, func(t testing.TB) plugintest.Stages { return open(t).(plugintest.Stages) })
+}
+
+func TestTemplatesKeepTheirContract(t *testing.T) {
+	t.Parallel()
+	plugintest.Templates(t, func(t testing.TB) plugintest.TemplateStore { return open(t).(plugintest.TemplateStore) })
+}
+
 func TestMissingQemuImgNamesThePackage(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	_, err := dir.Open(dir.Config{})

@@ -143,7 +143,7 @@ func findImage(root *os.Root, pool plugins.PoolSpec, id string) (plugins.Stored,
 			return plugins.Stored{}, err
 		}
 		source := plugins.Source{Path: filepath.Join(pool.Path, name), Format: format}
-		return plugins.Stored{Kind: api.KindImage, ID: id, Source: source, SizeBytes: virtual, UsedBytes: stat.Size()}, nil
+		return plugins.Stored{Kind: api.KindImage, ID: id, Source: source, SizeBytes: virtual, UsedBytes: stat.Size(), FileBytes: stat.Size()}, nil
 	}
 	return plugins.Stored{}, missing(api.KindImage, id)
 }

@@ -161,3 +161,25 @@ func TestNetworkKeepsItsContract(t *testing.T) {
 		},
 	})
 }
+
+func TestStagesKeepTheirContract(t *testing.T) {
+	t.Parallel()
+	plugintest.Stager(t, func(t testing.TB) plugintest.Stages {
+		s, err := sim.OpenStorage(sim.Config{Dir: t.TempDir(), ClusterID: "c"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	})
+}
+
+func TestTemplatesKeepTheirContract(t *testing.T) {
+	t.Parallel()
+	plugintest.Templates(t, func(t testing.TB) plugintest.TemplateStore {
+		s, err := sim.OpenStorage(sim.Config{Dir: t.TempDir(), ClusterID: "c"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	})
+}
