@@ -21,6 +21,7 @@ var (
 	VMs = table[api.VM](api.KindVM, edited[api.VM](),
 		indexed("id_of", func(v *api.VM) []string { return []string{v.ID} }),
 		indexed("volume", volumesOf),
+		indexed("scheduled", scheduled),
 		indexed("network", networksOf),
 		indexed("mac", macsOf),
 		indexed("image", imagesOf))

@@ -430,6 +430,17 @@ func endSnapshotTask(tx *Tx, t *api.Task) {
 	}
 }
 
+// Scheduled is what VMs with a schedule of snapshots have in the index
+// "scheduled".
+const Scheduled = "yes"
+
+func scheduled(vm *api.VM) []string {
+	if vm.Snapshots == nil {
+		return nil
+	}
+	return []string{Scheduled}
+}
+
 // SnapshotDue is the body of snapshot.due.
 type SnapshotDue struct {
 	VM   string    `json:"vm"`            // ID

@@ -103,6 +103,7 @@ func (c *Control) Run(ctx context.Context, term uint64) error {
 	g.Go(func() error { return c.runTasks(ctx, term) })
 	g.Go(func() error { return c.runMembership(ctx) })
 	g.Go(func() error { return c.runHygiene(ctx) })
+	g.Go(func() error { return c.runSnapshots(ctx) })
 	if c.secrets != nil {
 		g.Go(func() error { return c.runSecrets(ctx) })
 	}
