@@ -112,15 +112,16 @@ type host struct {
 	change  func(config *agent.Config)               // of the next start
 	fetch   func(node string) (io.ReadCloser, error) // instead of the peer's image; nil answers are passed over
 
-	hv      *sim.Hypervisor
-	storage *sim.Storage
-	network *sim.Network
-	fetched atomic.Int64
-	peers   map[string]*host
-	agent   *agent.Agent
-	cancel  context.CancelFunc
-	ended   chan struct{} // closes when Run has returned
-	err     error         // that Run returned
+	hv       *sim.Hypervisor
+	copyTime time.Duration
+	storage  *sim.Storage
+	network  *sim.Network
+	fetched  atomic.Int64
+	peers    map[string]*host
+	agent    *agent.Agent
+	cancel   context.CancelFunc
+	ended    chan struct{} // closes when Run has returned
+	err      error         // that Run returned
 }
 
 func newLog(t testing.TB, names ...string) (*log, map[string]*host) {
@@ -159,7 +160,7 @@ func one(t testing.TB, change ...func(*host)) *host {
 // open opens the simulated machine.
 func (h *host) open() {
 	h.t.Helper()
-	config := sim.Config{Dir: filepath.Join(h.dir, "sim"), ClusterID: clusterID, CPUs: 64, MemoryBytes: 256 * api.GiB, BootTime: h.boot}
+	config := sim.Config{Dir: filepath.Join(h.dir, "sim"), ClusterID: clusterID, CPUs: 64, MemoryBytes: 256 * api.GiB, BootTime: h.boot, CopyTime: h.copyTime}
 	var errs [3]error
 	h.hv, errs[0] = sim.OpenHypervisor(config)
 	h.storage, errs[1] = sim.OpenStorage(config)

@@ -75,6 +75,11 @@ func (a *Agent) reconcileInstance(ctx context.Context, j job, id string) verdict
 	case s.executing() && s.domain.Gen != s.row.Gen:
 		return verdict{err: a.destroyOther(ctx, s)}
 	}
+	if a.leftMove(s) {
+		if err := a.settleMove(ctx, s); err != nil {
+			return verdict{err: err}
+		}
+	}
 	if o, do := a.nextOperation(s); o != nil {
 		return verdict{err: a.operate(ctx, j.key, o, do)}
 	}

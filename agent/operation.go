@@ -39,6 +39,7 @@ func (a *Agent) vmOperations() map[string]do {
 		api.TaskSnapshotDelete: a.onSnapshots(a.deleteSnapshot),
 		api.TaskMigrate:        a.migrate,
 		api.TaskTemplate:       a.makeTemplate,
+		api.TaskMoveVolume:     a.moveVolume,
 	}
 }
 
@@ -55,9 +56,15 @@ func (a *Agent) nextOperation(s *sight) (*operation, do) {
 	}
 	all := a.vmOperations()
 	var oldest *api.Task
-	for t := range fsm.Tasks.By(s.view, "object", api.KindVM+"/"+api.Key(s.vm.Tenant, s.vm.Name)) {
-		if all[t.Verb] != nil && a.mineNow(t) && (oldest == nil || t.Created < oldest.Created) {
-			oldest = t
+	about := []string{api.KindVM + "/" + api.Key(s.vm.Tenant, s.vm.Name)}
+	for _, d := range s.vm.Disks {
+		about = append(about, api.KindVolume+"/"+api.Key(s.vm.Tenant, d.Volume))
+	}
+	for _, object := range about {
+		for t := range fsm.Tasks.By(s.view, "object", object) {
+			if all[t.Verb] != nil && a.mineNow(t) && (oldest == nil || t.Created < oldest.Created) {
+				oldest = t
+			}
 		}
 	}
 	if oldest == nil {

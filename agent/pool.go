@@ -146,6 +146,9 @@ func (a *Agent) reconcileStored(ctx context.Context, p *api.Pool, found plugins.
 		}
 		return nil
 	}
+	if gone, err := a.dropLeftover(ctx, p.Name, found); gone || err != nil {
+		return err
+	}
 	view := a.view()
 	for r := range fsm.Replicas.By(view, "of_id", found.ID) {
 		if r.Node == a.config.Name || p.Shared {

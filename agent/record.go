@@ -27,6 +27,11 @@ type record struct {
 	Restart     string    `json:"restart,omitzero"`
 	RestartFrom time.Time `json:"restart_from,omitzero"`
 
+	// Move is a copy of one of the guest's disks in another pool: it goes on by
+	// itself while the guest executes, and is brought to an end whatever becomes of
+	// the task that asked for it.
+	Move *diskMove `json:"move,omitzero"`
+
 	// Task is the last task that wrote a note, and Note how far it had come.
 	Task string          `json:"task,omitzero"`
 	Note json.RawMessage `json:"note,omitzero"`
@@ -158,6 +163,18 @@ func (r *records) users(volume string) []string {
 		}
 	}
 	return out
+}
+
+// moves reports whether a guest's disk is being moved.
+func (r *records) moves(volume string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, one := range r.known {
+		if one.Move != nil && one.Move.ID == volume {
+			return true
+		}
+	}
+	return false
 }
 
 // bridges lists what guests of this machine plug into.

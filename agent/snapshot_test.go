@@ -239,7 +239,7 @@ func (s fusedSnapshotter) DeleteSnapshot(ctx context.Context, spec plugins.Snaps
 }
 
 // leadTask does the leader's part for a task until it has ended.
-func (h *host) leadTask(name string) {
+func (h *host) leadTask(name string) *api.Task {
 	h.t.Helper()
 	h.until("task "+name+" has ended", func(v *fsm.View) bool {
 		node, task := fsm.Nodes.Get(v, h.name), fsm.Tasks.Get(v, name)
@@ -251,6 +251,7 @@ func (h *host) leadTask(name string) {
 		}
 		return task.Ended()
 	})
+	return fsm.Tasks.Get(h.log.f.Read(), name)
 }
 
 func TestDeathDuringWorkOnSnapshotsLeadsToTheSameState(t *testing.T) {

@@ -23,6 +23,9 @@ func (a *Agent) reconcileTask(ctx context.Context, name string) error {
 	if do := a.nodeOperations()[t.Verb]; do != nil && (verb.At == api.TaskAtNode || verb.At == api.TaskAtAny) {
 		return a.operate(ctx, keyTask+name, &operation{a: a, view: view, task: t}, do)
 	}
+	if known && verb.At == api.TaskAtVolume {
+		return a.reconcileVolumeTask(ctx, view, t)
+	}
 	if !known || verb.At != api.TaskAtOwner {
 		return a.finish(ctx, t, api.TaskFailed, api.Errorf(api.CodeInvalid, "a node cannot carry out %q", t.Verb))
 	}

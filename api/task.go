@@ -28,6 +28,8 @@ const (
 	TaskSnapshotDelete = "vm.snapshot.delete" // args: SnapshotDeleteArgs
 	TaskFetch          = "image.fetch"        // fetch an image from its URL; args: {"node": "NAME"}, or none
 	TaskTemplate       = "vm.template"        // make an image of a disk; args: TemplateArgs
+
+	TaskMoveVolume = "volume.move" // copy it to another pool, under its guest if one runs; args: VolumeMove
 )
 
 // Limits of tasks.

@@ -8,6 +8,7 @@ const (
 	TaskAtOwner  = "owner"  // the node that owns the VM
 	TaskAtNode   = "node"   // the node that the argument "node" names
 	TaskAtAny    = "any"    // that node, or where none is named one that the leader chooses
+	TaskAtVolume = "volume" // the node that owns the VM which uses the volume, or that has the volume
 )
 
 // TaskVerb is what the tasks of one verb have in common. Code that treats tasks
@@ -27,6 +28,7 @@ func TaskVerbs() []TaskVerb {
 		{Name: TaskApply, At: TaskAtLeader},
 		{Name: TaskMigrate, Kind: KindVM, At: TaskAtOwner, Deadline: MigrationDeadline},
 		{Name: TaskDrain, Kind: KindNode, At: TaskAtLeader, Deadline: 12 * time.Hour},
+		{Name: TaskMoveVolume, Kind: KindVolume, At: TaskAtVolume, Deadline: 12 * time.Hour},
 		{Name: TaskBalance, At: TaskAtLeader, Deadline: 12 * time.Hour},
 		{Name: TaskSnapshot, Kind: KindVM, At: TaskAtOwner, Deadline: time.Hour},
 		{Name: TaskSnapshotRevert, Kind: KindVM, At: TaskAtOwner, Deadline: time.Hour},

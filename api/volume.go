@@ -32,6 +32,12 @@ type Volume struct {
 	OwnerVM   string `json:"owner_vm,omitzero"`   // ID of the VM that it was made for and goes away with; set by the kernel
 }
 
+// VolumeMove is the argument of a task of verb TaskMoveVolume.
+type VolumeMove struct {
+	Pool string `json:"pool"`
+	From string `json:"from,omitzero"` // the pool where it lay; set by the kernel
+}
+
 // Validate implements Object.
 func (v *Volume) Validate() error {
 	var p problems

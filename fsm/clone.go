@@ -32,6 +32,12 @@ func settleClone(tx *Tx, v *api.Volume) *api.Error {
 	if v.Clone == api.CloneLinked && (source.Format == api.FormatRaw || v.Format == api.FormatRaw) {
 		return api.Invalid("clone", "is linked, and raw volumes share nothing").Allow(api.CloneFull)
 	}
+	if v.Clone == api.CloneLinked {
+		if s := snapshotWithin(tx, source); s != nil {
+			return api.Errorf(api.CodeConflict, "%s holds snapshot %s, which a linked clone would take from it", v.Source, s.Name).
+				Do("make a full clone, or delete its snapshots first").At("source")
+		}
+	}
 	node := cloneNode(tx, source, made)
 	if pool := Pools.Get(tx, v.Pool); !pool.On(node) {
 		return api.Invalid("pool", "%s is not on node %s, which has the source", v.Pool, node).Do("clone within pool %s and move the clone", source.Pool)
@@ -45,6 +51,18 @@ func settleClone(tx *Tx, v *api.Volume) *api.Error {
 		}
 	}
 	wantReplica(tx, v, node)
+	return nil
+}
+
+// snapshotWithin is a snapshot that lies within the volume; nil: there is none.
+func snapshotWithin(tx *Tx, v *api.Volume) *api.Snapshot {
+	for s := range Snapshots.Prefix(tx, api.Key(v.Tenant, "")) {
+		for _, d := range s.Disks {
+			if d.VolumeID == v.ID {
+				return s
+			}
+		}
+	}
 	return nil
 }
 

@@ -79,7 +79,7 @@ func transitions() []erasable {
 		JoinNode, RegisterNode, ReportNode, RenewNodes, ExpireNode, ConfirmOffNode, ScheduleNode, SetVoter, RemoveNode,
 		PowerVM, AssignInstance, HoldInstance, ReportInstance, ForgetInstance,
 		BeginMigration, CommitMigration, AbortMigration,
-		ReportReplica, SizeReplica, ForgetReplica,
+		ReportReplica, SizeReplica, MoveVolume, ForgetReplica,
 		MakeImage,
 		SubmitTask, DispatchTask, ReportTask, ReleaseTask, FinishTask, CancelTask, ExpireTask, TrimTasks,
 		ReportSnapshot, RestoreSnapshot, ForgetSnapshot, DueSnapshot, NoteGuestCall,

@@ -12,6 +12,9 @@ func checkPool(tx *Tx, before, after *api.Pool) *api.Error {
 				return api.Errorf(api.CodeConflict, "a volume is still being removed on %s", r.Node).Do("wait until it is gone")
 			}
 		}
+		if t := movingInto(tx, before.Name); t != nil {
+			return api.Errorf(api.CodeConflict, "volume %s is being moved into it by task %s", t.Object, t.Name).Do("wait for it, or cancel it")
+		}
 		dropCached(tx, before.Name)
 		return nil
 	}

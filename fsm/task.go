@@ -97,6 +97,7 @@ func taskRules() map[string]func(tx *Tx, t *api.Task) *api.Error {
 		api.TaskSnapshot:       submitSnapshot,
 		api.TaskSnapshotRevert: submitRevert,
 		api.TaskSnapshotDelete: submitSnapshotDelete,
+		api.TaskMoveVolume:     submitMove,
 	}
 }
 

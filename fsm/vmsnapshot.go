@@ -55,6 +55,11 @@ func makeSnapshot(tx *Tx, t *api.Task, vm *api.VM, own string, s api.Snapshot) *
 	if err := api.CheckName("name", own); err != nil {
 		return err
 	}
+	for _, volume := range volumesOf(vm) {
+		if other := movedBy(tx, volume); other != nil {
+			return api.Errorf(api.CodeConflict, "volume %s is being moved by task %s", volume, other.Name).Do("wait for it, or cancel it")
+		}
+	}
 	s.Name, s.Tenant = api.SnapshotName(vm.Name, own), vm.Tenant
 	key := api.Key(vm.Tenant, s.Name)
 	if Snapshots.Get(tx, key) != nil {

@@ -115,3 +115,55 @@ func TestClonesNeedASourceThatStandsStill(t *testing.T) {
 		t.Errorf("deleting the source of a finished copy: %v", out.Err)
 	}
 }
+
+// TestMoveIsCommittedByWhoMayStill: the row changes its pool for the node whose
+// task still runs, or that owns the guest, and for nobody else.
+func TestMoveIsCommittedByWhoMayStill(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	epoch := c.live()
+	c.free(epoch, 10*api.GiB)
+	if out := put(c, fsm.Pools.Put, api.Pool{Meta: api.Meta{Name: "fast"}, Driver: api.PoolDir}); out.Err != nil {
+		t.Fatal(out.Err)
+	}
+	data := c.ready(epoch, api.Volume{Meta: api.Meta{Name: "data"}, SizeBytes: 2 * api.GiB})
+	submit := func(name, pool string) fsm.Outcome {
+		return c.propose(fsm.SubmitTask.Entry(fsm.TaskSubmit{Name: name, Verb: api.TaskMoveVolume, Kind: api.KindVolume, Object: "default/data",
+			Args: []byte(`{"pool":"` + pool + `"}`)}))
+	}
+	refused(t, "to where it is", submit("t0", fsm.DefaultPool), api.CodeConflict, "already")
+	refused(t, "to nowhere", submit("t0", "absent"), api.CodeInvalid, "absent")
+	if out := submit("t1", "fast"); out.Err != nil {
+		t.Fatal(out.Err)
+	}
+	refused(t, "twice", submit("t2", "fast"), api.CodeConflict, "t1")
+	fast := fsm.Pools.Get(c.f.Read(), "fast")
+	refused(t, "deleting the pool", c.propose(fsm.Pools.Delete("", "fast", fast.Modified)), api.CodeConflict, "t1")
+
+	moved := fsm.VolumeMoved{Volume: "default/data", ID: data.ID, From: fsm.DefaultPool, To: "fast", Node: "node1", Epoch: epoch, Task: "t1", Attempt: 1, SizeBytes: 2 * api.GiB}
+	commit := func(change func(*fsm.VolumeMoved)) fsm.Outcome {
+		in := moved
+		change(&in)
+		return c.propose(fsm.MoveVolume.Entry(in))
+	}
+	refused(t, "a task that does not run", commit(func(*fsm.VolumeMoved) {}), api.CodeConflict, "pending")
+	c.do(fsm.DispatchTask.Entry(fsm.TaskDispatch{Name: "t1", Node: "node1", Epoch: epoch}))
+	refused(t, "an earlier attempt", commit(func(in *fsm.VolumeMoved) { in.Attempt = 0 }), api.CodeConflict, "attempt")
+	refused(t, "a former epoch", commit(func(in *fsm.VolumeMoved) { in.Epoch-- }), api.CodeConflict, "epoch")
+	refused(t, "a guest that is not the node's", commit(func(in *fsm.VolumeMoved) { in.VM = data.ID }), api.CodeNotFound, "instance")
+	refused(t, "another volume", commit(func(in *fsm.VolumeMoved) { in.ID = "x" }), api.CodeNotFound, "exist")
+	refused(t, "from elsewhere", commit(func(in *fsm.VolumeMoved) { in.From = "x" }), api.CodeConflict, "local")
+	if out := commit(func(*fsm.VolumeMoved) {}); out.Err != nil {
+		t.Fatal(out.Err)
+	}
+	if out := commit(func(*fsm.VolumeMoved) {}); out.Err != nil {
+		t.Errorf("again: %v", out.Err)
+	}
+	if v := fsm.Volumes.Get(c.f.Read(), "default/data"); v.Pool != "fast" {
+		t.Errorf("the row says %s", v.Pool)
+	}
+	r := fsm.Replicas.Get(c.f.Read(), api.ReplicaName(data.ID, "node1"))
+	if r == nil || r.Pool != "fast" || r.State != api.ReplicaReady || r.SizeBytes != 2*api.GiB {
+		t.Errorf("the replica is %+v", r)
+	}
+}

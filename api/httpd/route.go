@@ -108,7 +108,7 @@ func (s *Server) register() error {
 	var all []error
 	for _, part := range []func() error{
 		s.registerResources,
-		s.registerVMs,
+		s.registerVMs, s.registerVolumes,
 		s.registerMigration,
 		s.registerSnapshots,
 		s.registerConsoles,

@@ -163,7 +163,12 @@ func (t *tasks) lost(view *fsm.View, task *api.Task) string {
 	case n.Lease != api.NodeLive:
 		return "node " + task.Node + " was lost"
 	}
-	if verb, _ := api.LookupTaskVerb(task.Verb); verb.At == api.TaskAtOwner {
+	switch verb, _ := api.LookupTaskVerb(task.Verb); verb.At {
+	case api.TaskAtVolume:
+		if v := fsm.Volumes.Get(view, task.Object); v != nil && fsm.MoveNode(view, v) != task.Node {
+			return "the volume is not with node " + task.Node + " any more"
+		}
+	case api.TaskAtOwner:
 		if i := instanceOf(view, task.Object); i != nil && i.Owner != task.Node {
 			return "the VM left node " + task.Node
 		}
@@ -241,6 +246,8 @@ func (t *tasks) route(s *survey, task *api.Task) route {
 		return routeToNode(view, task)
 	case known && verb.At == api.TaskAtAny:
 		return routeToAny(view, task)
+	case known && verb.At == api.TaskAtVolume:
+		return routeToVolume(view, task)
 	case known && t.doers(task.Verb) != nil:
 		return route{}
 	}
@@ -260,6 +267,19 @@ func routeToNode(view *fsm.View, task *api.Task) route {
 	case n == nil:
 		return route{end: api.TaskFailed, err: api.Errorf(api.CodeNotFound, "is not a member").On(api.KindNode, args.Node)}
 	case n.Lease != api.NodeLive:
+		return route{wait: true} // until it returns, or the deadline
+	}
+	return route{node: n.Name, epoch: n.Epoch}
+}
+
+// routeToVolume sends a task about a volume to the node that works on it.
+func routeToVolume(view *fsm.View, task *api.Task) route {
+	v := fsm.Volumes.Get(view, task.Object)
+	if v == nil {
+		return route{end: api.TaskFailed, err: gone(task)}
+	}
+	n := fsm.Nodes.Get(view, fsm.MoveNode(view, v))
+	if n == nil || n.Lease != api.NodeLive {
 		return route{wait: true} // until it returns, or the deadline
 	}
 	return route{node: n.Name, epoch: n.Epoch}

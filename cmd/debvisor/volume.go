@@ -142,7 +142,7 @@ func getVolume(ctx context.Context, c *client.Client, tenant, name string, o cli
 
 func volumeCommand(a *app) *cobra.Command {
 	n := volumes()
-	return n.command(a, createVolumeCommand(a), growVolumeCommand(a), cloneVolumeCommand(a), n.deleteCommand(a, " and what is on them"))
+	return n.command(a, createVolumeCommand(a), growVolumeCommand(a), cloneVolumeCommand(a), moveVolumeCommand(a), n.deleteCommand(a, " and what is on them"))
 }
 
 func createVolumeCommand(a *app) *cobra.Command {

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -97,6 +98,48 @@ func cloneVolumeCommand(a *app) *cobra.Command {
 	how.flags(cmd)
 	cmd.Flags().StringVar(&size, "size", "", "size, as 20GiB (default: the source's)")
 	cmd.Flags().StringVar(&pool, "pool", "", "pool where it lies (default: the source's)")
+	_ = cmd.RegisterFlagCompletionFunc("pool", a.completeNames(pools()))
+	return cmd
+}
+
+func moveVolumeCommand(a *app) *cobra.Command {
+	var ch change
+	var w waiting
+	var pool string
+	cmd := &cobra.Command{
+		Use: "move NAME", Short: "Move a volume to another pool, while its guest runs", Example: "  debvisor volume move data --pool fast",
+		Long: "Move a volume to another pool, while its guest runs.\n\nThe command waits for the task that does it. Ctrl-C leaves the task at work;\n" +
+			"\"debvisor task cancel\" ends it and leaves the volume where it was.",
+		Args: exactly("NAME"), ValidArgsFunction: a.completeNames(volumes()),
+		RunE: a.with(func(ctx context.Context, c *client.Client, args []string) error {
+			var task *api.Task
+			planned, err := ch.do(a, func(o ...client.Option) (err error) {
+				task, err = c.MoveVolume(ctx, a.tenantName(), args[0], pool, o...)
+				return err
+			})
+			if err != nil || planned {
+				return err
+			}
+			if !w.wait {
+				return a.result(task, "volume %s: task %s", clean(args[0]), task.Name)
+			}
+			ctx, cancel := context.WithTimeout(ctx, w.timeout)
+			defer cancel()
+			if _, err := a.waitTask(ctx, c, task.Name); err != nil {
+				return err
+			}
+			row, err := getVolume(ctx, c, a.tenantName(), args[0], client.ReadOptions{})
+			if err != nil {
+				return err
+			}
+			return a.result(row, "volume %s lies in pool %s", clean(row.Name), row.Pool)
+		}),
+	}
+	ch.flags(cmd)
+	w.flags(cmd)
+	_ = cmd.Flags().Set("timeout", (12 * time.Hour).String())
+	cmd.Flags().StringVar(&pool, "pool", "", "pool where it is to lie")
+	_ = cmd.MarkFlagRequired("pool")
 	_ = cmd.RegisterFlagCompletionFunc("pool", a.completeNames(pools()))
 	return cmd
 }

@@ -54,7 +54,7 @@ func grow(t interface{ Fatal(...any) }, g *fsmtest.Generator, n int, checks func
 // met every operation both carried out and refused.
 func TestRandomLogsKeepEveryPromise(t *testing.T) {
 	t.Parallel()
-	const logs, long = 10, 900
+	const logs, long = 14, 900
 	accepted, refused := map[string]int{}, map[string]int{}
 	for seed := range uint64(logs) {
 		grow(t, newGenerator(t, seeded(seed)), long, func(m *fsmtest.Machine, before *fsm.View, e fsm.Entry, out fsm.Outcome, y *fsm.Yield) {

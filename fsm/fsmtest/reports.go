@@ -257,6 +257,9 @@ func (g *Generator) forgetReplica() fsm.Entry {
 }
 
 func (g *Generator) submit() fsm.Entry {
+	if g.chance(14) {
+		return g.submitMove()
+	}
 	in := fsm.TaskSubmit{Name: fmt.Sprintf("task-%d", g.serial), Verb: pick(g, api.TaskRestart, api.TaskStop, api.TaskApply, api.TaskMigrate, api.TaskMigrate, api.TaskFetch, api.TaskTemplate, "vm.fly"), Args: pick(g, nil, raw(map[string]bool{"force": true}))}
 	if vm := row(g, list(fsm.VMs, g.view)); vm != nil && in.Verb != api.TaskApply {
 		in.Kind, in.Object = api.KindVM, api.Key(vm.Tenant, vm.Name)

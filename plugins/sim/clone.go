@@ -2,7 +2,6 @@ package sim
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -103,6 +102,9 @@ func (s *Storage) duplicate(ctx context.Context, pool plugins.PoolSpec, volume p
 		return none, err
 	}
 	record := volumeRecord{Note: volumeNote, ID: volume.ID, Format: volume.Format, SizeBytes: size, Source: from.ID, Linked: linked}
+	if record.Data, err = ReadVolume(from.Source.Path); err != nil {
+		return none, err
+	}
 	if err := putVolume(root, record); err != nil {
 		return none, err
 	}
@@ -111,22 +113,8 @@ func (s *Storage) duplicate(ctx context.Context, pool plugins.PoolSpec, volume p
 
 // growFile makes the volume of a simulated guest's disk larger, by its path.
 func growFile(path string, sizeBytes int64) error {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("grow volume: %w", err)
-	}
-	var record volumeRecord
-	if err := json.Unmarshal(raw, &record); err != nil {
-		return fmt.Errorf("simulated volume %s is damaged: %w", path, err)
-	}
-	if record.SizeBytes >= sizeBytes {
+	return alterVolume(path, func(v *volumeRecord) error {
+		v.SizeBytes = max(v.SizeBytes, sizeBytes)
 		return nil
-	}
-	root, err := os.OpenRoot(filepath.Dir(filepath.Dir(path)))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = root.Close() }()
-	record.SizeBytes = sizeBytes
-	return putVolume(root, record)
+	})
 }

@@ -82,10 +82,22 @@ func (h *Hypervisor) DiskCopy(ctx context.Context, id string, from, to plugins.S
 	}
 	for _, c := range r.Copies {
 		if c.From == from && c.To == to {
-			return h.progress(c), nil
+			return h.progress(c), h.mirror(c)
 		}
 	}
 	return plugins.DiskCopy{}, nil
+}
+
+// mirror makes both copies equal, once that is what they are.
+func (h *Hypervisor) mirror(c diskCopy) error {
+	if !h.progress(c).Complete {
+		return nil
+	}
+	text, err := ReadVolume(c.From.Path)
+	if err != nil {
+		return err
+	}
+	return WriteVolume(c.To.Path, text)
 }
 
 func (h *Hypervisor) progress(c diskCopy) plugins.DiskCopy {
@@ -110,6 +122,9 @@ func (h *Hypervisor) PivotDisk(ctx context.Context, id string, from, to plugins.
 	i := slices.IndexFunc(r.Copies, func(c diskCopy) bool { return c.From == from && c.To == to })
 	if i < 0 || !h.progress(r.Copies[i]).Complete {
 		return api.Errorf(api.CodeConflict, "the copy of the disk is not complete").On(api.KindVM, id)
+	}
+	if err := h.mirror(r.Copies[i]); err != nil {
+		return err
 	}
 	r.Copies = slices.Delete(slices.Clone(r.Copies), i, i+1)
 	r.Spec.Disks = slices.Clone(r.Spec.Disks)
