@@ -191,7 +191,15 @@ type Plan struct {
 	Index      uint64             `json:"index"` // of the state that it was computed on
 	Changes    []Change           `json:"changes"`
 	Placements []PlannedPlacement `json:"placements,omitzero"`
+	Effects    []PlannedEffect    `json:"effects,omitzero"`   // on guests that run
 	Revisions  map[string]uint64  `json:"revisions,omitzero"` // "kind/key" to the revision that the plan saw; 0: did not exist
+}
+
+// PlannedEffect is when an edit of a VM reaches its guest, which runs.
+type PlannedEffect struct {
+	VM        string   `json:"vm"`
+	Online    []string `json:"online,omitzero"`     // fields that change while it runs
+	NextStart []string `json:"next_start,omitzero"` // fields that wait for its next start
 }
 
 // PlannedPlacement is where a VM would run.

@@ -99,6 +99,7 @@ func (x *exchange) planMoves(moves []api.PlannedPlacement, entries ...fsm.Entry)
 		plan.Placements = x.s.cfg.Placements(after, vms)
 	}
 	plan.Placements = append(plan.Placements, moves...)
+	plan.Effects = effects(x.s.cfg.Cluster.State().Read(), after, plan.Changes)
 	plan.Changes = x.s.showChanges(plan.Changes)
 	x.index(plan.Index)
 	return x.answer(http.StatusOK, plan)

@@ -121,6 +121,7 @@ type proposal struct {
 	Differences []spec.Difference      `json:"-"`
 	Changes     []plannedChange        `json:"changes"`
 	Placements  []api.PlannedPlacement `json:"placements"`
+	Effects     []api.PlannedEffect    `json:"effects,omitzero"`
 	apply       api.Apply
 	desired     []spec.Object
 }
@@ -163,7 +164,7 @@ func (a *app) plan(cmd *cobra.Command, c *client.Client, f *fileFlags, destroy b
 	if _, err := c.Apply(cmd.Context(), &p.apply, client.AsPlan(&plan)); err != nil {
 		return nil, err
 	}
-	p.Placements = plan.Placements
+	p.Placements, p.Effects = plan.Placements, plan.Effects
 	return p, nil
 }
 
@@ -317,6 +318,9 @@ func (a *app) showProposal(p *proposal) error {
 		return a.emit(p)
 	}
 	a.printf("%s", spec.RenderDiff(p.Differences, a.color()))
+	for i := range p.Effects {
+		a.showEffect(&p.Effects[i])
+	}
 	for _, placement := range p.Placements {
 		where := "nowhere yet"
 		if placement.Decision.Node != "" {

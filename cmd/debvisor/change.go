@@ -49,6 +49,9 @@ func (a *app) showPlan(plan *api.Plan) error {
 	for i := range plan.Changes {
 		a.showChange(&plan.Changes[i])
 	}
+	for _, e := range plan.Effects {
+		a.showEffect(&e)
+	}
 	for _, p := range plan.Placements {
 		where := "nowhere"
 		if p.Decision.Node != "" {
@@ -58,6 +61,18 @@ func (a *app) showPlan(plan *api.Plan) error {
 	}
 	a.printf("%s\n", planSummary(plan.Changes))
 	return nil
+}
+
+// showEffect says when an edit reaches a guest that runs.
+func (a *app) showEffect(e *api.PlannedEffect) {
+	for _, part := range []struct {
+		when   string
+		fields []string
+	}{{"while it runs", e.Online}, {"at its next start", e.NextStart}} {
+		if len(part.fields) > 0 {
+			a.printf("  %s\n", clean(fmt.Sprintf("the guest of vm %s gets %s: %s", e.VM, part.when, strings.Join(part.fields, ", "))))
+		}
+	}
 }
 
 func planSummary(changes []api.Change) string {
