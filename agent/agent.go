@@ -113,6 +113,8 @@ type Timings struct {
 	SyncWait    time.Duration // for the leader at start, before local knowledge has to do; 15 s
 	Measure     time.Duration // between measurements of machine and pools; 15 s
 	Sample      time.Duration // between readings of the counters; api.StatsInterval
+	Trial       time.Duration // within which the leader must be reached after a network change, else it is taken back; 15 s
+	TrialHold   time.Duration // after it, before reaching the leader counts; 2 s
 }
 
 func (t Timings) withDefaults() Timings {
@@ -123,6 +125,7 @@ func (t Timings) withDefaults() Timings {
 		{&t.Renew, 500 * time.Millisecond}, {&t.Lease, 5 * time.Second}, {&t.Resync, time.Minute},
 		{&t.StopGrace, time.Minute}, {&t.DeleteGrace, 5 * time.Second}, {&t.Unreachable, 5 * time.Second},
 		{&t.SyncWait, 15 * time.Second}, {&t.Measure, 15 * time.Second}, {&t.Sample, api.StatsInterval},
+		{&t.Trial, 15 * time.Second}, {&t.TrialHold, 2 * time.Second},
 	} {
 		if *f.value == 0 {
 			*f.value = f.zero
@@ -165,6 +168,8 @@ type Agent struct {
 	arrivals arrivals
 	guests   guests
 	brake    brake
+
+	networks networks
 
 	imports singleflight.Group
 	fetches chan struct{} // one token for each image being fetched

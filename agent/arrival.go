@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -306,6 +307,9 @@ func (a *Agent) prepareArrival(ctx context.Context, s MigrationStream, o *offer)
 	if err := a.records.put(s.VM, next); err != nil {
 		return in, err
 	}
+	if err := a.protect(ctx); err != nil {
+		return in, err
+	}
 	if !a.undecided(s) || !a.volumesKept(next.Volumes) {
 		return in, api.Errorf(api.CodeUnavailable, "is not wanted here any more").On(api.KindInstance, s.VM)
 	}
@@ -341,15 +345,20 @@ func (a *Agent) arrivingFile(ctx context.Context, view *fsm.View, s MigrationStr
 func (a *Agent) arrivingNetworks(ctx context.Context, view *fsm.View, vm *api.VM, o *offer, next *record) error {
 	made := map[string]bool{}
 	for _, n := range vm.NICs {
-		bridge, err := a.ensureNetwork(ctx, view, api.Key(vm.Tenant, n.Network))
+		network, err := a.ensureNetwork(ctx, view, api.Key(vm.Tenant, n.Network))
 		if err != nil {
 			return err
 		}
-		made[bridge] = true
+		made[network.Device()] = true
 	}
+	next.Ports = portsOf(view, vm) // rules are here before the guest is
 	for _, n := range o.NICs {
 		if !made[n.Bridge] {
 			return api.Errorf(api.CodeConflict, "its interface %s is on bridge %q, which no network of the VM has", n.MAC, n.Bridge).
+				On(api.KindVM, api.Key(vm.Tenant, vm.Name)).Do("restart the VM, so that it takes up the change of its interfaces")
+		}
+		if !slices.ContainsFunc(vm.NICs, func(have api.NIC) bool { return have.MAC == n.MAC }) {
+			return api.Errorf(api.CodeConflict, "its interface %s is none of the VM's any more: no rules would stand at it", n.MAC).
 				On(api.KindVM, api.Key(vm.Tenant, vm.Name)).Do("restart the VM, so that it takes up the change of its interfaces")
 		}
 		next.Bridges = union(next.Bridges, []string{n.Bridge})

@@ -306,6 +306,7 @@ func (a *Agent) list(ctx context.Context, first bool) (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("list domains: %w", err)
 	}
+	a.addLeases(within, listed)
 	for _, id := range a.domains.end(number, listed) {
 		a.queue.add(keyInstance + id)
 	}

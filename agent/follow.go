@@ -72,8 +72,12 @@ func (a *Agent) addChanges(changes []api.Change) {
 			for row := range fsm.Instances.By(view, "vm", c.Key) {
 				a.addInstance(row.Name)
 			}
-			if vm := fsm.VMs.Get(view, c.Key); vm != nil { // renamed since its instance was written
+			vm := fsm.VMs.Get(view, c.Key)
+			if vm != nil { // renamed since its instance was written
 				a.addInstance(vm.ID)
+			}
+			if vm == nil || filtered(vm) {
+				a.queue.add(keyNetworks) // rules and address servers follow it
 			}
 		case api.KindReplica:
 			a.addReplica(c.Key)
@@ -86,7 +90,7 @@ func (a *Agent) addChanges(changes []api.Change) {
 				a.kickLease()
 			}
 			a.addArriving(a.view())
-		case api.KindNetwork:
+		case api.KindNetwork, api.KindFirewall:
 			a.queue.add(keyNetworks)
 		case api.KindPool:
 			a.queue.add(keyPools)

@@ -131,7 +131,7 @@ func newLog(t testing.TB, names ...string) (*log, map[string]*host) {
 	for i, name := range names {
 		hosts[name] = &host{t: t, log: l, name: name, id: fmt.Sprintf("%08d-0000-4000-8000-000000000000", i+1), dir: t.TempDir(), peers: hosts,
 			timings: agent.Timings{StopGrace: 200 * time.Millisecond, DeleteGrace: 100 * time.Millisecond, Renew: 50 * time.Millisecond,
-				Unreachable: 50 * time.Millisecond, SyncWait: 300 * time.Millisecond}}
+				Unreachable: 50 * time.Millisecond, SyncWait: 300 * time.Millisecond, Trial: time.Second, TrialHold: 10 * time.Millisecond}}
 	}
 	first := hosts[names[0]]
 	l.must(t, fsm.InitCluster.Entry(fsm.ClusterInit{ClusterID: clusterID, Region: "here", Version: fsm.VersionMin,

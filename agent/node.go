@@ -305,6 +305,7 @@ func (a *Agent) nodeReport(ctx context.Context, row *api.Node, epoch uint64) (re
 		}
 		report.Pools = append(report.Pools, a.poolStatus(ctx, view, p.Name))
 	}
+	report.Network = a.nodeNetwork(ctx, view)
 	return report, true
 }
 
@@ -326,7 +327,7 @@ func (a *Agent) poolStatus(ctx context.Context, view *fsm.View, name string) api
 // nodeChanges compares a report with what is known: whether free space moved
 // by as much as counts, and whether anything else is new.
 func nodeChanges(row *api.Node, report fsm.NodeReport) (free, other bool) {
-	if row.Hypervisor != report.Hypervisor || row.Capacity != report.Capacity || len(row.Pools) != len(report.Pools) {
+	if row.Hypervisor != report.Hypervisor || row.Capacity != report.Capacity || len(row.Pools) != len(report.Pools) || !row.Network.Equal(&report.Network) {
 		return false, true
 	}
 	for i, now := range report.Pools {

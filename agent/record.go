@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/debvisor/debvisor/plugins"
 )
 
 // record is what this machine must not forget about a guest: it is written
@@ -21,6 +23,8 @@ type record struct {
 	Volumes []string `json:"volumes,omitzero"` // IDs that the guest may write to
 	Bridges []string `json:"bridges,omitzero"`
 	Moving  bool     `json:"moving,omitzero"` // a migration has begun, and may have paused the guest
+
+	Ports []plugins.Port `json:"ports,omitzero"` // of the guest, as it was started
 
 	// Restart is the task that stops the guest which started at RestartFrom.
 	// A later start is the outcome of that task.
@@ -185,6 +189,32 @@ func (r *records) bridges() map[string]bool {
 	for one := range maps.Values(r.known) {
 		for _, b := range one.Bridges {
 			out[b] = true
+		}
+	}
+	return out
+}
+
+// ports is the ports of every guest, by its ID.
+func (r *records) ports() map[string][]plugins.Port {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[string][]plugins.Port{}
+	for id, one := range r.known {
+		if len(one.Ports) > 0 {
+			out[id] = one.Ports
+		}
+	}
+	return out
+}
+
+// macs finds the guest that has a MAC.
+func (r *records) macs() map[string]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := map[string]string{}
+	for id, one := range r.known {
+		for _, p := range one.Ports {
+			out[p.MAC] = id
 		}
 	}
 	return out

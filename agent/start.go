@@ -69,8 +69,9 @@ func (a *Agent) tryStart(ctx context.Context, s *sight, start func(context.Conte
 	defer release()
 	one, _ := a.records.find(s.id)
 	next := record{Gen: s.row.Gen, Volumes: union(one.Volumes, volumes), Task: one.Task, Note: one.Note, Move: one.Move}
-	for _, n := range spec.NICs {
-		next.Bridges = append(next.Bridges, n.Bridge)
+	next.Ports = portsOf(s.view, s.vm)
+	for _, p := range next.Ports {
+		next.Bridges = append(next.Bridges, p.Bridge)
 	}
 	if t := fsm.Tasks.Get(s.view, one.Restart); t != nil && !t.Ended() {
 		next.Restart, next.RestartFrom = one.Restart, one.RestartFrom
@@ -80,6 +81,9 @@ func (a *Agent) tryStart(ctx context.Context, s *sight, start func(context.Conte
 	}
 	if !a.still(s) || !a.volumesKept(volumes) {
 		return errAgain // the record stays until the domain is removed
+	}
+	if err := a.protect(ctx); err != nil {
+		return err
 	}
 	a.log.Info("starting guest", "vm", s.row.VM, "id", s.id, "gen", s.row.Gen)
 	within, cancel := context.WithTimeout(ctx, actTimeout)
@@ -184,13 +188,11 @@ func (a *Agent) resolve(ctx context.Context, s *sight) (plugins.DomainSpec, []st
 		}
 		spec.CDROMs = append(spec.CDROMs, drive)
 	}
-	for _, n := range vm.NICs {
-		bridge, err := a.ensureNetwork(ctx, s.view, api.Key(vm.Tenant, n.Network))
-		if err != nil {
-			return spec, nil, err
-		}
-		spec.NICs = append(spec.NICs, plugins.NICSpec{Bridge: bridge, MAC: n.MAC, BootOrder: n.BootOrder, LinkDown: n.Link == api.LinkDown})
+	nics, err := a.plugIn(ctx, s.view, vm)
+	if err != nil {
+		return spec, nil, err
 	}
+	spec.NICs = nics
 	if vm.CloudInit != nil {
 		seed := *vm.CloudInit
 		seed.Hostname = orElse(seed.Hostname, vm.Name)

@@ -65,11 +65,15 @@ func (a *Agent) tryUpdate(ctx context.Context, s *sight) error {
 	for _, n := range spec.NICs {
 		next.Bridges = union(next.Bridges, []string{n.Bridge})
 	}
+	next.Ports = joinPorts(next.Ports, portsOf(s.view, s.vm))
 	if err := a.records.put(s.id, next); err != nil {
 		return err
 	}
 	if !a.still(s) || !a.volumesKept(volumes) {
 		return errAgain
+	}
+	if err := a.protect(ctx); err != nil {
+		return err
 	}
 	a.log.Info("updating guest", "vm", s.row.VM, "id", s.id, "revision", s.vm.Modified)
 	within, cancel := context.WithTimeout(ctx, actTimeout)

@@ -18,6 +18,7 @@ const (
 	KindVolume   = "volume"
 	KindImage    = "image"
 	KindNetwork  = "network"
+	KindFirewall = "firewall"
 	KindVM       = "vm"
 	KindInstance = "instance"
 	KindReplica  = "replica"
@@ -49,6 +50,7 @@ func Kinds() []Kind {
 		{Name: KindNode, Plural: "nodes"},
 		{Name: KindPool, Plural: "pools", UserEdits: true},
 		{Name: KindNetwork, Plural: "networks", UserEdits: true, TenantScope: true},
+		{Name: KindFirewall, Plural: "firewalls", UserEdits: true, TenantScope: true},
 		{Name: KindImage, Plural: "images", UserEdits: true, TenantScope: true},
 		{Name: KindVolume, Plural: "volumes", UserEdits: true, TenantScope: true},
 		{Name: KindVM, Plural: "vms", UserEdits: true, TenantScope: true},

@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // The states of a node's lease.
 const (
@@ -28,6 +31,7 @@ type Node struct {
 	Hypervisor     HypervisorInfo `json:"hypervisor,omitzero"`
 	Capacity       Capacity       `json:"capacity,omitzero"`
 	Pools          []PoolStatus   `json:"pools,omitzero"` // pools this node has, as it last measured them
+	Network        NodeNetwork    `json:"network,omitzero"`
 	RegisteredAt   time.Time      `json:"registered_at,omitzero"`
 }
 
@@ -42,6 +46,53 @@ type HypervisorInfo struct {
 	Healthy      bool   `json:"healthy,omitzero"`
 	TPM          bool   `json:"tpm,omitzero"`    // it can give guests a TPM
 	Reason       string `json:"reason,omitzero"` // why it is not healthy
+}
+
+// NodeNetwork is what a node found of its network.
+type NodeNetwork struct {
+	Bridges  []BridgeStatus   `json:"bridges,omitzero"`
+	Devices  []string         `json:"devices,omitzero"`  // that are no bridges
+	Stateful bool             `json:"stateful,omitzero"` // the kernel can follow connections over bridges, which firewalls need
+	Reason   string           `json:"reason,omitzero"`   // what is missing, and how to get it
+	Problems []NetworkProblem `json:"problems,omitzero"` // networks that this node cannot offer
+}
+
+// Limits of what a node reports of its network.
+const (
+	NodeBridgesMax  = 64
+	NodeDevicesMax  = 128
+	NodeProblemsMax = 64
+)
+
+// BridgeStatus is a bridge on one node.
+type BridgeStatus struct {
+	Name    string   `json:"name"`
+	Uplinks []string `json:"uplinks,omitzero"` // its ports to the outside
+}
+
+// NetworkProblem is why a node cannot offer a network.
+type NetworkProblem struct {
+	Network string `json:"network"` // tenant/name
+	Reason  string `json:"reason"`
+}
+
+// Equal reports whether two nodes found the same.
+func (n *NodeNetwork) Equal(other *NodeNetwork) bool {
+	return n.Stateful == other.Stateful && n.Reason == other.Reason && slices.Equal(n.Devices, other.Devices) &&
+		slices.Equal(n.Problems, other.Problems) &&
+		slices.EqualFunc(n.Bridges, other.Bridges, func(a, b BridgeStatus) bool {
+			return a.Name == b.Name && slices.Equal(a.Uplinks, b.Uplinks)
+		})
+}
+
+// Bridge finds a bridge by its name.
+func (n *NodeNetwork) Bridge(name string) (BridgeStatus, bool) {
+	for _, b := range n.Bridges {
+		if b.Name == name {
+			return b, true
+		}
+	}
+	return BridgeStatus{}, false
 }
 
 // Capacity is what a machine has in all.

@@ -10,9 +10,10 @@ var (
 	Regions  = table[api.Region](api.KindRegion)
 	Nodes    = table[api.Node](api.KindNode, indexed("id_of", func(n *api.Node) []string { return []string{n.ID} }))
 	Pools    = table[api.Pool](api.KindPool, edited[api.Pool]())
-	Networks = table[api.Network](api.KindNetwork, edited[api.Network]())
-	Images   = table[api.Image](api.KindImage, edited[api.Image](), indexed("id_of", func(i *api.Image) []string { return []string{i.ID} }))
-	Volumes  = table[api.Volume](api.KindVolume, edited[api.Volume](),
+	Networks = table[api.Network](api.KindNetwork, edited[api.Network](),
+		indexed("device", func(n *api.Network) []string { return []string{n.Device()} }))
+	Images  = table[api.Image](api.KindImage, edited[api.Image](), indexed("id_of", func(i *api.Image) []string { return []string{i.ID} }))
+	Volumes = table[api.Volume](api.KindVolume, edited[api.Volume](),
 		indexed("id_of", func(v *api.Volume) []string { return []string{v.ID} }),
 		indexed("pool", func(v *api.Volume) []string { return []string{v.Pool} }),
 		indexed("image", func(v *api.Volume) []string { return keyIn(v.Tenant, v.Image) }),
@@ -24,6 +25,8 @@ var (
 		indexed("scheduled", scheduled),
 		indexed("network", networksOf),
 		indexed("mac", macsOf),
+		indexed("address", addressesOf),
+		indexed("firewall", firewallsOf),
 		indexed("image", imagesOf))
 	Instances = table[api.Instance](api.KindInstance,
 		indexed("owner", func(i *api.Instance) []string { return []string{i.Owner} }),
@@ -60,6 +63,7 @@ var (
 	Leases       = table[api.NodeLease]("node_lease")
 	Snapshots    = table[api.Snapshot](api.KindSnapshot,
 		indexed("vm_id", func(s *api.Snapshot) []string { return []string{s.VMID} }))
+	Firewalls = table[api.Firewall](api.KindFirewall, edited[api.Firewall](), indexed("group", groupsOf))
 )
 
 // tables is every table, in the order of the snapshot. New kinds come last.
@@ -67,7 +71,7 @@ func tables() []anyTable {
 	return []anyTable{
 		Configs, Tenants, Regions, Nodes, Pools, Networks, Images, Volumes, VMs, Instances, Replicas, Tasks,
 		APIKeys, JoinTokens, Seals, Certificates, RemovedNodes, Leases, Roles,
-		Snapshots,
+		Snapshots, Firewalls,
 	}
 }
 
@@ -97,13 +101,14 @@ func keyIn(tenant, name string) []string {
 // rules is the rule that a user's put and delete of a kind must pass.
 func rules() map[string]any {
 	return map[string]any{
-		api.KindConfig:  rule[api.Config](checkConfig),
-		api.KindTenant:  rule[api.Tenant](checkTenant),
-		api.KindRole:    rule[api.Role](checkRole),
-		api.KindPool:    rule[api.Pool](checkPool),
-		api.KindNetwork: rule[api.Network](checkNetwork),
-		api.KindImage:   rule[api.Image](checkImage),
-		api.KindVolume:  rule[api.Volume](checkVolume),
-		api.KindVM:      rule[api.VM](checkVM),
+		api.KindConfig:   rule[api.Config](checkConfig),
+		api.KindTenant:   rule[api.Tenant](checkTenant),
+		api.KindRole:     rule[api.Role](checkRole),
+		api.KindPool:     rule[api.Pool](checkPool),
+		api.KindNetwork:  rule[api.Network](checkNetwork),
+		api.KindFirewall: rule[api.Firewall](checkFirewall),
+		api.KindImage:    rule[api.Image](checkImage),
+		api.KindVolume:   rule[api.Volume](checkVolume),
+		api.KindVM:       rule[api.VM](checkVM),
 	}
 }

@@ -118,6 +118,7 @@ type NodeReport struct {
 	Hypervisor api.HypervisorInfo `json:"hypervisor"`
 	Capacity   api.Capacity       `json:"capacity"`
 	Pools      []api.PoolStatus   `json:"pools,omitzero"`
+	Network    api.NodeNetwork    `json:"network,omitzero"`
 }
 
 // PoolsPerNodeMax bounds what a node reports of its pools.
@@ -147,8 +148,30 @@ var ReportNode = transition("node.report", Nodes, func(tx *Tx, in NodeReport) (*
 		p.Pool, p.Reason = api.CleanText(p.Pool, api.NameLengthMax), api.CleanText(p.Reason, api.TextLengthMax)
 		p.TotalBytes, p.FreeBytes = max(0, p.TotalBytes), max(0, p.FreeBytes)
 	}
+	n.Network = cleanNetwork(in.Network)
 	return Nodes.put(tx, n), nil
 })
+
+// cleanNetwork bounds what a node found of its network. It shares no slice
+// with what it was made from.
+func cleanNetwork(in api.NodeNetwork) api.NodeNetwork {
+	name := func(s string) string { return api.CleanText(s, api.NameLengthMax) }
+	out := api.NodeNetwork{Stateful: in.Stateful, Reason: api.CleanText(in.Reason, api.TextLengthMax)}
+	for _, b := range in.Bridges[:min(len(in.Bridges), api.NodeBridgesMax)] {
+		bridge := api.BridgeStatus{Name: name(b.Name)}
+		for _, u := range b.Uplinks[:min(len(b.Uplinks), api.NodeBridgesMax)] {
+			bridge.Uplinks = append(bridge.Uplinks, name(u))
+		}
+		out.Bridges = append(out.Bridges, bridge)
+	}
+	for _, d := range in.Devices[:min(len(in.Devices), api.NodeDevicesMax)] {
+		out.Devices = append(out.Devices, name(d))
+	}
+	for _, p := range in.Problems[:min(len(in.Problems), api.NodeProblemsMax)] {
+		out.Problems = append(out.Problems, api.NetworkProblem{Network: api.CleanText(p.Network, 2*api.NameLengthMax+1), Reason: api.CleanText(p.Reason, api.TextLengthMax)})
+	}
+	return out
+}
 
 // What one machine has at most. Placement multiplies it by the overcommit: the
 // product must stay an integer that every architecture computes alike.

@@ -24,6 +24,9 @@ func checkTenant(tx *Tx, before, after *api.Tenant) *api.Error {
 	for i := range Images.Prefix(tx, before.Name+"/") {
 		return inUse(api.KindImage, i.Name)
 	}
+	for f := range Firewalls.Prefix(tx, before.Name+"/") {
+		return inUse(api.KindFirewall, f.Name)
+	}
 	for n := range Networks.Prefix(tx, before.Name+"/") {
 		return inUse(api.KindNetwork, n.Name)
 	}

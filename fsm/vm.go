@@ -149,6 +149,12 @@ func settleNICs(tx *Tx, before, vm *api.VM) *api.Error {
 		}
 		nics[i] = n
 	}
+	if err := settleAddresses(tx, before, vm, nics); err != nil {
+		return err
+	}
+	if err := wantFirewalls(tx, vm); err != nil {
+		return err
+	}
 	if len(nics) > 0 {
 		vm.NICs = nics
 	}

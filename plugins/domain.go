@@ -68,6 +68,9 @@ type CDROMSpec struct {
 type NICSpec struct {
 	Bridge    string
 	MAC       string
+	Device    string // name of the tap device; empty: as the hypervisor names it
+	Model     string // empty: virtio
+	MTU       int    // that the guest is told; 0: as the bridge has it
 	BootOrder int
 	LinkDown  bool
 }

@@ -162,21 +162,3 @@ type Stored struct {
 	Damage    string // why the file cannot be used; empty: it can. The sizes are not known then
 	FileBytes int64  // of an image: the length of its file
 }
-
-// Network makes what NICs plug into.
-type Network interface {
-	// Ensure makes the bridge, or finds it, and sets it up.
-	Ensure(ctx context.Context, network NetworkSpec) error
-
-	// Remove takes away a bridge that Ensure made. One that others made, that is
-	// unknown or that still has ports is left and is no error.
-	Remove(ctx context.Context, network NetworkSpec) error
-
-	// Owned lists the names of the bridges that Ensure made and that exist.
-	Owned(ctx context.Context) ([]string, error)
-}
-
-// NetworkSpec is a network on this machine.
-type NetworkSpec struct {
-	Bridge string
-}

@@ -65,7 +65,7 @@ func resources() map[string]resourceOf {
 	vms := of(fsm.VMs)
 	vms.revive = reviveVM
 	all := map[string]resourceOf{}
-	for _, r := range []resourceOf{of(fsm.Configs), of(fsm.Tenants), of(fsm.Roles), of(fsm.Regions), of(fsm.Nodes), of(fsm.Pools), of(fsm.Networks),
+	for _, r := range []resourceOf{of(fsm.Configs), of(fsm.Tenants), of(fsm.Roles), of(fsm.Regions), of(fsm.Nodes), of(fsm.Pools), of(fsm.Networks), of(fsm.Firewalls),
 		of(fsm.Images), of(fsm.Volumes), vms, instances, replicas, tasks, keys, tokens, of(fsm.Snapshots)} {
 		all[r.kind().Name] = r
 	}

@@ -3,6 +3,7 @@ package spec
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/debvisor/debvisor/api"
 )
@@ -49,10 +50,32 @@ func mergeDisks(out, current *api.VM) {
 
 func mergeNICs(out, current *api.VM) {
 	for i := range out.NICs {
-		if out.NICs[i].MAC == "" && i < len(current.NICs) {
-			out.NICs[i].MAC = current.NICs[i].MAC
+		if i >= len(current.NICs) {
+			break
+		}
+		n, have := &out.NICs[i], &current.NICs[i]
+		if n.MAC == "" {
+			n.MAC = have.MAC
+		}
+		if n.Network == have.Network {
+			n.Addresses = mergeAddresses(n.Addresses, have.Addresses)
 		}
 	}
+}
+
+// mergeAddresses keeps the addresses that the kernel chose: those of a kind
+// that the file does not name. IPv4 comes first, as in every row.
+func mergeAddresses(named, have []string) []string {
+	var out []string
+	for _, six := range []bool{false, true} {
+		of := func(text string) bool { return strings.Contains(text, ":") == six }
+		if i := slices.IndexFunc(named, of); i >= 0 {
+			out = append(out, named[i])
+		} else if i := slices.IndexFunc(have, of); i >= 0 {
+			out = append(out, have[i])
+		}
+	}
+	return out
 }
 
 func copyOf(o api.Object) api.Object {
@@ -69,6 +92,10 @@ func copyOf(o api.Object) api.Object {
 		out = &c
 	case *api.Network:
 		c := *o
+		out = &c
+	case *api.Firewall:
+		c := *o
+		c.Rules = slices.Clone(o.Rules)
 		out = &c
 	case *api.Image:
 		c := *o
@@ -96,7 +123,15 @@ func spellOut(o api.Object) api.Object {
 		*out = out.WithDefaults()
 	case *api.Volume:
 		or(&out.Format, api.FormatQCOW2)
+	case *api.Firewall:
+		for i := range out.Rules {
+			unsaid(&out.Rules[i].Protocol, api.ProtocolAny)
+		}
 	case *api.VM:
+		for i := range out.NICs {
+			unsaid(&out.NICs[i].Model, api.NICVirtio)
+			unsaid(&out.NICs[i].Link, api.LinkUp)
+		}
 		or(&out.Power, api.PowerOn)
 		or(&out.Firmware, "bios")
 		or(&out.HA, api.HANone)
@@ -119,5 +154,13 @@ func poolOf(name string) string {
 func or(s *string, otherwise string) {
 	if *s == "" {
 		*s = otherwise
+	}
+}
+
+// unsaid leaves a default out, where a difference would be longer than it is
+// worth.
+func unsaid(s *string, fallback string) {
+	if *s == fallback {
+		*s = ""
 	}
 }

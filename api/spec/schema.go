@@ -105,7 +105,14 @@ var kindBlocks = map[string]*block{
 	api.KindNetwork: kindBlock(api.KindNetwork,
 		attribute{name: "driver", fallback: api.NetworkBridge},
 		attribute{name: "bridge"},
+		attribute{name: "vlan", shape: integer},
+		attribute{name: "subnets", shape: texts},
+		attribute{name: "ranges", shape: texts},
+		attribute{name: "anti_spoof"},
+		attribute{name: "uplink", shape: boolean},
+		attribute{name: "mtu", shape: integer},
 		attribute{name: "description"}),
+	api.KindFirewall: firewallBlock(),
 	api.KindImage: kindBlock(api.KindImage,
 		attribute{name: "format"},
 		attribute{name: "sha256"},
@@ -141,6 +148,14 @@ func roleBlock() *block {
 	return b
 }
 
+func firewallBlock() *block {
+	b := kindBlock(api.KindFirewall, attribute{name: "description"})
+	b.blocks = []block{{name: "rule", field: "rules", many: true, attrs: []attribute{
+		{name: "direction", fallback: api.Ingress}, {name: "protocol"}, {name: "ports", shape: texts}, {name: "icmp_types", shape: texts},
+		{name: "cidrs", shape: texts}, {name: "groups", shape: texts}, {name: "description"}}}}
+	return b
+}
+
 func vmBlock() *block {
 	b := kindBlock(api.KindVM,
 		attribute{name: "description"},
@@ -167,8 +182,9 @@ func vmBlock() *block {
 			{name: "read_bytes_per_second_max", shape: size}, {name: "write_bytes_per_second_max", shape: size}}},
 		{name: "cdrom", field: "cdroms", label: "name", many: true, attrs: []attribute{
 			{name: "image"}, {name: "bus"}, {name: "boot_order", shape: integer}}},
-		{name: "nic", field: "nics", many: true, attrs: []attribute{{name: "network"}, {name: "mac"}, {name: "link"},
-			{name: "boot_order", shape: integer}}},
+		{name: "nic", field: "nics", many: true, attrs: []attribute{{name: "network"}, {name: "mac"},
+			{name: "addresses", shape: texts}, {name: "firewalls", shape: texts}, {name: "anti_spoof"},
+			{name: "model"}, {name: "mtu", shape: integer}, {name: "link"}, {name: "boot_order", shape: integer}}},
 		{name: "cpu_topology", field: "cpu_topology", attrs: []attribute{
 			{name: "sockets", shape: integer}, {name: "cores", shape: integer}, {name: "threads", shape: integer}}},
 		{name: "cloud_init", field: "cloud_init",
@@ -200,6 +216,8 @@ func NewObject(kind string) api.Object {
 		return &api.Pool{}
 	case api.KindNetwork:
 		return &api.Network{}
+	case api.KindFirewall:
+		return &api.Firewall{}
 	case api.KindImage:
 		return &api.Image{}
 	case api.KindVolume:

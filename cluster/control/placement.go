@@ -154,7 +154,7 @@ func (p *placement) noteRecord(view *fsm.View, r *api.Record) {
 				continue
 			}
 			p.moved = true
-		case api.KindPool, api.KindVolume, api.KindImage, api.KindConfig:
+		case api.KindPool, api.KindVolume, api.KindImage, api.KindNetwork, api.KindConfig:
 			p.moved = true
 		}
 	}

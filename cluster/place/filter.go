@@ -16,7 +16,7 @@ type filter struct {
 	many   string                       // for the summary, after a number
 }
 
-const filterCount = 13
+const filterCount = 14
 
 // filters come in the order in which a node's first reason is looked for: what
 // an operator must mend first, then what the VM asks, then room.
@@ -27,6 +27,7 @@ var filters = [filterCount]filter{
 	{passes: isHealthy, why: whyUnhealthy, one: "has no healthy hypervisor", many: "have no healthy hypervisor"},
 	{passes: isNamed, why: whyNotNamed, one: "is not the node that the VM names", many: "are not the node that the VM names"},
 	{passes: hasLabels, why: whyLabels, one: "lacks the wanted labels", many: "lack the wanted labels"},
+	{passes: hasNetworks, why: whyNetworks, one: "lacks a network", many: "lack a network"},
 	{passes: hasVolumes, why: whyVolumes, one: "is not where a local volume lies", many: "are not where a local volume lies"},
 	{passes: hasPools, why: whyPools, one: "lacks a pool", many: "lack a pool"},
 	{passes: meetsAffinity, why: whyAffinity, one: "runs none of the VMs that it must be near", many: "run none of the VMs that it must be near"},

@@ -35,30 +35,32 @@ type Placed struct {
 // Input is what placement looks at. Everything is read only, and must not
 // change while the Cluster made from it is in use.
 type Input struct {
-	Config   api.Config             // its zero values mean the defaults
-	Nodes    []*api.Node            // in any order
-	Pools    map[string]*api.Pool   // by name
-	Volumes  map[string]*api.Volume // by tenant/name
-	Images   map[string]*api.Image  // by tenant/name; only the size of a disk that names none comes from here
-	Replicas []*api.Replica         // of volumes and images
-	Arriving []Placed               // those that migrate to a node, which holds a place for them
-	VMs      []Placed               // those that a node owns; with an unknown node they count nowhere
+	Config   api.Config              // its zero values mean the defaults
+	Nodes    []*api.Node             // in any order
+	Pools    map[string]*api.Pool    // by name
+	Volumes  map[string]*api.Volume  // by tenant/name
+	Images   map[string]*api.Image   // by tenant/name; only the size of a disk that names none comes from here
+	Networks map[string]*api.Network // by tenant/name
+	Replicas []*api.Replica          // of volumes and images
+	Arriving []Placed                // those that migrate to a node, which holds a place for them
+	VMs      []Placed                // those that a node owns; with an unknown node they count nowhere
 }
 
 // Cluster is the picture that decisions are made on. It is not safe for use by
 // several goroutines at once.
 type Cluster struct {
-	config  api.Config
-	nodes   []*host // by name: the order of the slice breaks ties
-	byName  map[string]*host
-	pools   map[string]*api.Pool
-	volumes map[string]*api.Volume
-	images  map[string]*api.Image
-	located map[string][]string // volume key to the nodes that have a copy or were told to make one
-	assumed map[string]*claim   // volume key to the place that a VM placed here gives it
-	shared  map[string]int64    // bytes promised in each shared pool and not yet measured
-	guests  map[string]*guest   // by identity
-	labels  labelIndex
+	config   api.Config
+	nodes    []*host // by name: the order of the slice breaks ties
+	byName   map[string]*host
+	pools    map[string]*api.Pool
+	volumes  map[string]*api.Volume
+	images   map[string]*api.Image
+	networks map[string]*api.Network
+	located  map[string][]string // volume key to the nodes that have a copy or were told to make one
+	assumed  map[string]*claim   // volume key to the place that a VM placed here gives it
+	shared   map[string]int64    // bytes promised in each shared pool and not yet measured
+	guests   map[string]*guest   // by identity
+	labels   labelIndex
 }
 
 // host is one node with what it has left.
@@ -85,16 +87,17 @@ type guest struct {
 // New builds the picture. It costs time in proportion to the input.
 func New(in Input) *Cluster {
 	c := &Cluster{
-		config:  in.Config.WithDefaults(),
-		byName:  make(map[string]*host, len(in.Nodes)),
-		pools:   in.Pools,
-		volumes: in.Volumes,
-		images:  in.Images,
-		located: map[string][]string{},
-		assumed: map[string]*claim{},
-		shared:  map[string]int64{},
-		guests:  make(map[string]*guest, len(in.VMs)),
-		labels:  newLabelIndex(len(in.Nodes)),
+		config:   in.Config.WithDefaults(),
+		byName:   make(map[string]*host, len(in.Nodes)),
+		pools:    in.Pools,
+		volumes:  in.Volumes,
+		images:   in.Images,
+		networks: in.Networks,
+		located:  map[string][]string{},
+		assumed:  map[string]*claim{},
+		shared:   map[string]int64{},
+		guests:   make(map[string]*guest, len(in.VMs)),
+		labels:   newLabelIndex(len(in.Nodes)),
 	}
 	for _, row := range in.Nodes {
 		h := c.newHost(row)

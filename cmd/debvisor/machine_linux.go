@@ -25,6 +25,7 @@ import (
 const (
 	fileHypervisor = "hypervisor" // holds the driver that guests of this node belong to
 	dirSimulator   = "sim"
+	dirNetworks    = "networks"
 	dirDomains     = "domains" // seeds, firmware variables, console logs
 )
 
@@ -166,7 +167,7 @@ func (n *node) openLibvirt() (*machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open storage: %w", err)
 	}
-	network, err := bridge.Open(bridge.Config{ClusterID: n.server.ClusterID(), NetNS: namespaceOf(socket), Logger: n.logger.Named("network")})
+	network, err := bridge.Open(bridge.Config{ClusterID: n.server.ClusterID(), Node: n.server.Self().Name, Dir: filepath.Join(n.config.DataDir, dirNetworks), NetNS: namespaceOf(socket), Logger: n.logger.Named("network")})
 	if err != nil {
 		return nil, fmt.Errorf("open network: %w", err)
 	}
@@ -241,8 +242,6 @@ func (m *machine) close() error {
 	if m == nil {
 		return nil
 	}
-	if b, ok := m.network.(*bridge.Network); ok {
-		b.Close()
-	}
+	m.network.Close()
 	return m.hypervisor.Close()
 }

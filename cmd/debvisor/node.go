@@ -26,6 +26,8 @@ func nodes() *noun[api.Node] {
 		{title: "VERSION", wide: true, value: func(_ *app, v *api.Node) string { return dash(v.Version) }},
 		{title: "ZONE", wide: true, value: func(_ *app, v *api.Node) string { return dash(v.Zone) }},
 		{title: "EPOCH", wide: true, value: func(_ *app, v *api.Node) string { return strconv.FormatUint(v.Epoch, 10) }},
+		{title: "BRIDGES", wide: true, value: func(_ *app, v *api.Node) string { return bridgesText(&v.Network) }},
+		{title: "NETWORK", wide: true, value: func(_ *app, v *api.Node) string { return networkText(&v.Network) }},
 		{title: "POOLS", wide: true, value: func(_ *app, v *api.Node) string { return poolText(v.Pools) }},
 	}, metaColumns(n.head))
 	return n

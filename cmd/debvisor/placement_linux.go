@@ -40,10 +40,11 @@ func (r *placementRound) Move(vm *api.VM, from string, args api.MigrateArgs, now
 // pictureOf is what placement looks at.
 func pictureOf(view *fsm.View) place.Input {
 	in := place.Input{
-		Config:  fsm.Settings(view),
-		Pools:   map[string]*api.Pool{},
-		Volumes: map[string]*api.Volume{},
-		Images:  map[string]*api.Image{},
+		Config:   fsm.Settings(view),
+		Pools:    map[string]*api.Pool{},
+		Volumes:  map[string]*api.Volume{},
+		Images:   map[string]*api.Image{},
+		Networks: map[string]*api.Network{},
 	}
 	for n := range fsm.Nodes.All(view) {
 		in.Nodes = append(in.Nodes, n)
@@ -56,6 +57,9 @@ func pictureOf(view *fsm.View) place.Input {
 	}
 	for i := range fsm.Images.All(view) {
 		in.Images[api.Key(i.Tenant, i.Name)] = i
+	}
+	for n := range fsm.Networks.All(view) {
+		in.Networks[api.Key(n.Tenant, n.Name)] = n
 	}
 	for r := range fsm.Replicas.All(view) {
 		in.Replicas = append(in.Replicas, r)

@@ -65,7 +65,7 @@ func (a *app) about(f referring) func(*cobra.Command, []string) error {
 // completeReferences completes KIND/NAME.
 func (a *app) completeReferences() cobra.CompletionFunc {
 	nouns := map[string]completer{
-		api.KindVM: vms(), api.KindImage: images(), api.KindNetwork: networks(), api.KindPool: pools(), api.KindVolume: volumes(),
+		api.KindVM: vms(), api.KindImage: images(), api.KindNetwork: networks(), api.KindFirewall: firewalls(), api.KindPool: pools(), api.KindVolume: volumes(),
 		api.KindTenant: tenants(), api.KindNode: nodes(), api.KindTask: tasks(), api.KindAPIKey: keys(), api.KindRole: roles(),
 	}
 	return func(cmd *cobra.Command, given []string, typed string) ([]string, cobra.ShellCompDirective) {

@@ -59,7 +59,7 @@ func rootCommand(a *app) *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("tenant", a.completeNames(tenants()))
 
 	inGroup(root, groupFiles, planCommand(a), applyCommand(a), destroyCommand(a))
-	inGroup(root, groupObjects, vmCommand(a), imageCommand(a), networkCommand(a), poolCommand(a), volumeCommand(a),
+	inGroup(root, groupObjects, vmCommand(a), imageCommand(a), networkCommand(a), firewallCommand(a), poolCommand(a), volumeCommand(a),
 		tenantCommand(a), keyCommand(a), roleCommand(a), taskCommand(a))
 	inGroup(root, groupCluster, clusterCommand(a), nodeCommand(a), balanceCommand(a), topCommand(a), eventsCommand(a), whyCommand(a), historyCommand(a),
 		diffCommand(a), revertCommand(a), auditCommand(a), canCommand(a))

@@ -69,7 +69,7 @@ func TestWrongCommandLinesSayWhatWasMeant(t *testing.T) {
 		{"vm list -o jsn", `did you mean "json"?`},
 		{"why vm", `"vm" is not KIND/NAME`},
 		{"why vn/web", `did you mean "vm"?`},
-		{"network create lan", `required flag(s) "bridge" not set`},
+		{"network create lan", `a network of driver bridge needs --bridge`},
 		{"vm create web --memory 1XB", `"1XB" is not a size`},
 		{"vm create web --pool fast", "there is no disk to put there"},
 		{"events --kind vmm", `did you mean "vm"?`},

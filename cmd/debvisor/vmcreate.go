@@ -13,14 +13,15 @@ import (
 
 // vmFlags is a VM as flags describe it. What they cannot say, a file can.
 type vmFlags struct {
-	vm       api.VM
-	memory   string
-	image    string
-	disk     string
-	pool     string
-	networks []string
-	off      bool
-	wait     waiting
+	vm        api.VM
+	memory    string
+	image     string
+	disk      string
+	pool      string
+	networks  []string
+	firewalls []string
+	off       bool
+	wait      waiting
 }
 
 func createVMCommand(a *app) *cobra.Command {
@@ -61,6 +62,7 @@ func (f *vmFlags) flags(a *app, cmd *cobra.Command) {
 	s.StringVar(&f.disk, "disk", "", "size of its first disk, as 10GiB (default: the image's)")
 	s.StringVar(&f.pool, "pool", "", "pool of its first disk (default local)")
 	s.StringSliceVar(&f.networks, "network", nil, "network to plug into; may be repeated")
+	s.StringSliceVar(&f.firewalls, "firewall", nil, "firewall of its interfaces; may be repeated")
 	s.StringVar(&f.vm.Firmware, "firmware", "", "bios (default) or uefi")
 	s.StringVar(&f.vm.HA, "ha", "", "when its host is lost: none (default), lease, storage")
 	s.StringVar(&f.vm.Placement.Node, "node", "", "run on this node only")
@@ -69,6 +71,7 @@ func (f *vmFlags) flags(a *app, cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("image", a.completeNames(images()))
 	_ = cmd.RegisterFlagCompletionFunc("pool", a.completeNames(pools()))
 	_ = cmd.RegisterFlagCompletionFunc("network", a.completeNames(networks()))
+	_ = cmd.RegisterFlagCompletionFunc("firewall", a.completeNames(firewalls()))
 	_ = cmd.RegisterFlagCompletionFunc("node", a.completeNames(nodes()))
 	_ = cmd.RegisterFlagCompletionFunc("firmware", cobra.FixedCompletions([]string{"bios", "uefi"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("ha", cobra.FixedCompletions([]string{api.HANone, api.HALease, api.HAStorage}, cobra.ShellCompDirectiveNoFileComp))
@@ -90,7 +93,7 @@ func (f *vmFlags) build() (*api.VM, error) {
 		return nil, &usageError{err: fmt.Errorf("--pool %s needs --image or --disk: there is no disk to put there", f.pool)}
 	}
 	for _, n := range f.networks {
-		vm.NICs = append(vm.NICs, api.NIC{Network: strings.TrimSpace(n)})
+		vm.NICs = append(vm.NICs, api.NIC{Network: strings.TrimSpace(n), Firewalls: f.firewalls})
 	}
 	if f.off {
 		vm.Power = api.PowerOff

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -26,7 +27,7 @@ func Rows(view *fsm.View) []Row {
 		rows(fsm.Configs, view), rows(fsm.Tenants, view), rows(fsm.Regions, view), rows(fsm.Nodes, view), rows(fsm.Pools, view),
 		rows(fsm.Networks, view), rows(fsm.Images, view), rows(fsm.Volumes, view), rows(fsm.VMs, view), rows(fsm.Instances, view),
 		rows(fsm.Replicas, view), rows(fsm.Tasks, view), rows(fsm.APIKeys, view), rows(fsm.JoinTokens, view), rows(fsm.Seals, view),
-		rows(fsm.Certificates, view), rows(fsm.RemovedNodes, view), rows(fsm.Leases, view), rows(fsm.Roles, view), rows(fsm.Snapshots, view))
+		rows(fsm.Certificates, view), rows(fsm.RemovedNodes, view), rows(fsm.Leases, view), rows(fsm.Roles, view), rows(fsm.Snapshots, view), rows(fsm.Firewalls, view))
 }
 
 func rows[T any, P object[T]](t fsm.Table[T, P], view *fsm.View) (out []Row) {
@@ -141,7 +142,7 @@ func checkGrowth(before, after *fsm.View) error {
 
 // CheckState finds what must not be true of any state.
 func CheckState(view *fsm.View) error {
-	for _, check := range []func(*fsm.View) error{checkVMs, checkVolumes, checkInstances, checkReplicas, checkTasks} {
+	for _, check := range []func(*fsm.View) error{checkVMs, checkNetworks, checkVolumes, checkInstances, checkReplicas, checkTasks} {
 		if err := check(view); err != nil {
 			return err
 		}
@@ -150,7 +151,7 @@ func CheckState(view *fsm.View) error {
 }
 
 func checkVMs(view *fsm.View) error {
-	users, macs, ids := map[string]string{}, map[string]string{}, map[string]bool{}
+	users, macs, ids, addresses := map[string]string{}, map[string]string{}, map[string]bool{}, map[string]string{}
 	for vm := range fsm.VMs.All(view) {
 		key := api.Key(vm.Tenant, vm.Name)
 		if ids[vm.ID] {
@@ -178,10 +179,64 @@ func checkVMs(view *fsm.View) error {
 				return fmt.Errorf("vm %s and %s have the address %q", key, other, n.MAC)
 			}
 			macs[n.MAC] = key
+			if err := checkNIC(view, vm, &n, addresses); err != nil {
+				return fmt.Errorf("vm %s: %w", key, err)
+			}
 		}
 		if b := vm.Boot; b != nil && (fsm.Images.Get(view, api.Key(vm.Tenant, b.Kernel)) == nil ||
 			b.Initrd != "" && fsm.Images.Get(view, api.Key(vm.Tenant, b.Initrd)) == nil) {
 			return fmt.Errorf("vm %s boots from a missing image: %+v", key, *b)
+		}
+	}
+	return nil
+}
+
+// checkNIC: what a NIC names exists, and it has its addresses alone.
+func checkNIC(view *fsm.View, vm *api.VM, n *api.NIC, addresses map[string]string) error {
+	for _, name := range n.Firewalls {
+		if fsm.Firewalls.Get(view, api.Key(vm.Tenant, name)) == nil {
+			return fmt.Errorf("it has the missing firewall %q", name)
+		}
+	}
+	subnets := fsm.Networks.Get(view, api.Key(vm.Tenant, n.Network)).Prefixes()
+	for _, text := range n.Addresses {
+		at := api.Key(vm.Tenant, n.Network) + "/" + text
+		if other, taken := addresses[at]; taken {
+			return fmt.Errorf("it and %s have the address %s", other, at)
+		}
+		addresses[at] = vm.Name
+		ip := netip.MustParseAddr(text)
+		if len(subnets) > 0 && !slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+			return fmt.Errorf("its address %s is outside %v", text, subnets)
+		}
+	}
+	return nil
+}
+
+// checkNetworks: no two subnets in which the nodes have an address overlap,
+// and groups exist.
+func checkNetworks(view *fsm.View) error {
+	var local []*api.Network
+	for n := range fsm.Networks.All(view) {
+		if !n.Local() {
+			continue
+		}
+		for _, other := range local {
+			for _, a := range n.Prefixes() {
+				if slices.ContainsFunc(other.Prefixes(), a.Overlaps) || n.Device() == other.Device() {
+					return fmt.Errorf("networks %s/%s and %s/%s are not apart", n.Tenant, n.Name, other.Tenant, other.Name)
+				}
+			}
+		}
+		local = append(local, n)
+	}
+	for f := range fsm.Firewalls.All(view) {
+		for _, r := range f.Rules {
+			for _, name := range r.Groups {
+				if fsm.Firewalls.Get(view, api.Key(f.Tenant, name)) == nil {
+					return fmt.Errorf("firewall %s/%s names the missing group %q", f.Tenant, f.Name, name)
+				}
+			}
 		}
 	}
 	return nil

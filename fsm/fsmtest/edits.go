@@ -27,9 +27,8 @@ func edits() map[string]func(*Generator) fsm.Entry {
 	edited(m, fsm.Tenants, func(g *Generator) api.Tenant { return api.Tenant{Meta: api.Meta{Name: g.name("t", 3)}} })
 	edited(m, fsm.Roles, (*Generator).role)
 	edited(m, fsm.Pools, (*Generator).pool)
-	edited(m, fsm.Networks, func(g *Generator) api.Network {
-		return api.Network{Meta: g.meta("net", 3), Driver: api.NetworkBridge, Bridge: "br0", Description: g.text()}
-	})
+	edited(m, fsm.Networks, (*Generator).network)
+	edited(m, fsm.Firewalls, (*Generator).firewall)
 	edited(m, fsm.Images, func(g *Generator) api.Image {
 		if g.chance(3) {
 			return api.Image{Meta: g.meta("img", 3), Format: api.FormatQCOW2, SHA256: hash(g.source.IntN(2)), URL: pick(g, "https://example.com/a", "https://example.com/b", "ftp://x")}
@@ -132,7 +131,7 @@ func (g *Generator) vm() api.VM {
 		vm.Disks = append(vm.Disks, g.disk(i))
 	}
 	for range g.source.IntN(3) {
-		vm.NICs = append(vm.NICs, api.NIC{Network: g.name("net", 3), MAC: pick(g, "", "", "52:54:00:00:00:01")})
+		vm.NICs = append(vm.NICs, g.nic())
 	}
 	if g.chance(6) {
 		vm.Boot = &api.DirectBoot{Kernel: g.name("img", 3), Initrd: pick(g, "", g.name("img", 3)), Args: g.text()}
@@ -144,6 +143,46 @@ func (g *Generator) vm() api.VM {
 		vm.CloudInit = &api.CloudInit{Hostname: "guest", Commands: [][]string{{"echo", g.text()}}}
 	}
 	return vm
+}
+
+func (g *Generator) network() api.Network {
+	n := api.Network{Meta: g.meta("net", 3), Driver: api.NetworkBridge, Bridge: "br0", Description: g.text()}
+	switch g.source.IntN(6) {
+	case 0:
+		n.Driver, n.VLAN, n.Uplink = api.NetworkVLAN, pick(g, 1, 100, api.VLANMax, 4095), g.chance(2)
+	case 1:
+		n.Driver, n.Bridge = api.NetworkNAT, ""
+		n.Subnets = pick(g, []string{"10.80.0.0/29"}, []string{"10.80.0.0/24", "fd80::/64"}, []string{"10.81.0.0/24"}, nil)
+	case 2:
+		n.Driver, n.Bridge = api.NetworkIsolated, pick(g, "", "dviso0", "br0")
+		n.Subnets = pick(g, nil, []string{"fd81::/64"}, []string{"10.80.0.0/28"})
+	case 3:
+		n.Subnets, n.Ranges = []string{"192.0.2.0/24"}, pick(g, nil, []string{"192.0.2.10-192.0.2.12"})
+	}
+	return n
+}
+
+func (g *Generator) firewall() api.Firewall {
+	f := api.Firewall{Meta: g.meta("fw", 3)}
+	for range g.source.IntN(3) {
+		f.Rules = append(f.Rules, api.FirewallRule{Direction: pick(g, api.Ingress, api.Egress), Protocol: pick(g, "", api.ProtocolTCP, api.ProtocolICMP),
+			Ports: pick(g, nil, nil, []string{"80", "8000-8080"}), CIDRs: pick(g, nil, []string{"10.0.0.0/8"}), Groups: pick(g, nil, []string{g.name("fw", 3)})})
+	}
+	return f
+}
+
+func (g *Generator) nic() api.NIC {
+	n := api.NIC{Network: g.name("net", 3), MAC: pick(g, "", "", "52:54:00:00:00:01")}
+	if g.chance(4) {
+		n.Addresses = pick(g, []string{"10.80.0.2"}, []string{"10.80.0.1"}, []string{"192.0.2.10"}, []string{"fd80::9", "10.80.0.5"})
+	}
+	if g.chance(6) {
+		n.Firewalls = []string{g.name("fw", 3)}
+	}
+	if g.chance(8) {
+		n.AntiSpoof, n.Model, n.Link = pick(g, api.SwitchOn, api.SwitchOff), api.NICE1000, api.LinkDown
+	}
+	return n
 }
 
 func (g *Generator) disk(i int) api.Disk {

@@ -70,7 +70,7 @@ func weight(op string) int {
 	case fsm.SubmitTask.Op():
 		return 12
 	case fsm.AssignInstance.Op(), fsm.RegisterNode.Op(), fsm.RenewNodes.Op(), fsm.JoinNode.Op(), fsm.DispatchTask.Op(),
-		fsm.ForgetInstance.Op(), fsm.ReportInstance.Op(), fsm.Networks.Kind() + ".put", fsm.Images.Kind() + ".put":
+		fsm.ForgetInstance.Op(), fsm.ReportInstance.Op(), fsm.Networks.Kind() + ".put", fsm.Firewalls.Kind() + ".put", fsm.Images.Kind() + ".put":
 		return 20
 	case fsm.VMs.Kind() + ".delete", fsm.ConfirmOffNode.Op():
 		return 4

@@ -90,10 +90,13 @@ func writeGolden(t *testing.T) {
 	})
 	g := newGenerator(t, seeded(8))
 	for _, op := range fsm.Ops() { // whatever chance left out
-		if !ops[op] {
-			if _, _, err := m.Append(g.Make(m.FSM.Read(), op)); err != nil {
+		const tries = 100 // a maker may first take steps towards its operation
+		for try := 0; !ops[op] && try < tries; try++ {
+			e := g.Make(m.FSM.Read(), op)
+			if _, _, err := m.Append(e); err != nil {
 				t.Fatal(err)
 			}
+			ops[e.Op] = true
 		}
 	}
 	m.Log = append(m.Log, fsm.Committed{Index: m.FSM.Index() + 1, Term: 9}) // a change of the configuration

@@ -1,6 +1,7 @@
 package bridge_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,6 +23,7 @@ import (
 // world is a network namespace that lives as long as the test.
 type world struct {
 	path      string
+	dir       string // of the adapter
 	clusterID string
 }
 
@@ -45,12 +47,26 @@ func newWorld(t *testing.T) *world {
 		_ = stdin.Close()
 		_ = cmd.Wait()
 	})
-	return &world{path: fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid), clusterID: uuid.NewString()}
+	return &world{path: fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid), clusterID: uuid.NewString(), dir: openDir(t)}
+}
+
+// openDir is a directory that the users of programs can pass through.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "debvisor-bridge-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func (w *world) open(t testing.TB) plugins.Network {
 	t.Helper()
-	n, err := bridge.Open(bridge.Config{ClusterID: w.clusterID, NetNS: w.path})
+	n, err := bridge.Open(bridge.Config{ClusterID: w.clusterID, Dir: w.dir, NetNS: w.path})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,27 +110,76 @@ func attrs(name string) netlink.LinkAttrs {
 
 func (w *world) plug(t testing.TB, bridgeName string) {
 	t.Helper()
+	w.add(t, &netlink.Veth{LinkAttrs: attrs("port0"), PeerName: "port1"})
+	w.join(t, "port0", bridgeName)
+}
+
+// join makes a device a port of a bridge.
+func (w *world) join(t testing.TB, port, bridgeName string) {
+	t.Helper()
 	h := w.handle(t)
-	port := w.add(t, &netlink.Veth{LinkAttrs: attrs("port0"), PeerName: "port1"})
+	link, err := h.LinkByName(port)
+	if err != nil {
+		t.Fatal(err)
+	}
 	master, err := h.LinkByName(bridgeName)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := h.LinkSetMaster(port, master); err != nil {
+	if err := h.LinkSetMaster(link, master); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// ensure makes a bridge, with a trial where it needs one.
+func ensure(n plugins.Network, name string) error {
+	_, err := n.Ensure(context.Background(), plugins.NetworkSpec{Bridge: name}, true)
+	return err
 }
 
 func TestNetworkKeepsItsContract(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	plugintest.Network(t, plugintest.Networks{Open: w.open, Plug: w.plug})
+	w.add(t, &netlink.Bridge{LinkAttrs: attrs("br0")})
+	w.add(t, &netlink.Veth{LinkAttrs: attrs("eth0"), PeerName: "eth1"})
+	w.join(t, "eth1", "br0")
+	plugintest.Network(t, plugintest.Networks{Open: w.open, Plug: w.plug, Bridge: "br0", Card: "eth0", VLAN: w.needVLAN, Private: needPrograms})
+}
+
+// needPrograms skips a test where those are missing that serve addresses and
+// filter.
+func needPrograms(t testing.TB) {
+	t.Helper()
+	for _, program := range []string{"nft", "dnsmasq"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("requires the program %s", program)
+		}
+	}
+}
+
+// needVLAN skips a test where the kernel has no VLANs.
+func (w *world) needVLAN(t testing.TB) {
+	t.Helper()
+	h := w.handle(t)
+	parent, err := h.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := attrs("probe.5")
+	a.ParentIndex = parent.Attrs().Index
+	link := &netlink.Vlan{LinkAttrs: a, VlanId: 5}
+	if err := h.LinkAdd(link); err != nil {
+		t.Skipf("requires a kernel with VLANs: %v", err)
+	}
+	if err := h.LinkDel(link); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestBridgeIsUpAndMarked(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	if err := w.open(t).Ensure(t.Context(), plugins.NetworkSpec{Bridge: "br0"}); err != nil {
+	if err := ensure(w.open(t), "br0"); err != nil {
 		t.Fatal(err)
 	}
 	link, err := w.handle(t).LinkByName("br0")
@@ -135,15 +200,15 @@ func TestBridgesOfOthersAreUsedAndStay(t *testing.T) {
 	w.add(t, &netlink.Bridge{LinkAttrs: attrs("foreign")})
 	other := *w
 	other.clusterID = uuid.NewString()
-	if err := other.open(t).Ensure(t.Context(), plugins.NetworkSpec{Bridge: "cousin"}); err != nil {
+	if err := ensure(other.open(t), "cousin"); err != nil {
 		t.Fatal(err)
 	}
 	n := w.open(t)
 	for _, name := range []string{"foreign", "cousin"} {
-		if err := n.Ensure(t.Context(), plugins.NetworkSpec{Bridge: name}); err != nil {
+		if err := ensure(n, name); err != nil {
 			t.Errorf("Ensure of %s: %v", name, err)
 		}
-		if err := n.Remove(t.Context(), plugins.NetworkSpec{Bridge: name}); err != nil {
+		if err := n.Remove(t.Context(), name); err != nil {
 			t.Errorf("Remove of %s: %v", name, err)
 		}
 		if _, err := w.handle(t).LinkByName(name); err != nil {
@@ -161,11 +226,11 @@ func TestDevicesThatAreNoBridgesAreRefused(t *testing.T) {
 	w.add(t, &netlink.Veth{LinkAttrs: attrs("eth0"), PeerName: "eth1"})
 	n := w.open(t)
 	for _, name := range []string{"eth0", "lo"} {
-		err := n.Ensure(t.Context(), plugins.NetworkSpec{Bridge: name})
+		err := ensure(n, name)
 		if api.CodeOf(err) != api.CodeConflict || !strings.Contains(err.Error(), name) {
 			t.Errorf("Ensure of %s: %v, want CodeConflict", name, err)
 		}
-		if err := n.Remove(t.Context(), plugins.NetworkSpec{Bridge: name}); err != nil {
+		if err := n.Remove(t.Context(), name); err != nil {
 			t.Errorf("Remove of %s: %v", name, err)
 		}
 		if _, err := w.handle(t).LinkByName(name); err != nil {

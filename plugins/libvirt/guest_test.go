@@ -71,12 +71,12 @@ func makeBridge(t testing.TB, m *machine, name string) *bridge.Network {
 	if err != nil || ns == "" {
 		t.Fatalf("the node's network namespace is %q: %v", ns, err)
 	}
-	network, err := bridge.Open(bridge.Config{ClusterID: m.config.ClusterID, NetNS: ns})
+	network, err := bridge.Open(bridge.Config{ClusterID: m.config.ClusterID, Dir: filepath.Join(filepath.Dir(m.config.StateDir), "networks"), NetNS: ns})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(network.Close)
-	if err := network.Ensure(t.Context(), plugins.NetworkSpec{Bridge: name}); err != nil {
+	if _, err := network.Ensure(t.Context(), plugins.NetworkSpec{Bridge: name}, true); err != nil {
 		t.Fatal(err)
 	}
 	return network
@@ -122,7 +122,7 @@ func TestGuestBootsFromAPoolWithSeedAndNetwork(t *testing.T) {
 	if more := readUntil(t, h, spec.ID, "tick 1"); !strings.Contains(more, "sda") || !strings.Contains(more, "vda") {
 		t.Errorf("the guest lacks a disk: %q", ready)
 	}
-	if err := network.Remove(t.Context(), plugins.NetworkSpec{Bridge: "dvbr0"}); err != nil {
+	if err := network.Remove(t.Context(), "dvbr0"); err != nil {
 		t.Error(err)
 	}
 	if owned, err := network.Owned(t.Context()); err != nil || len(owned) != 1 {

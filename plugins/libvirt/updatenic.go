@@ -62,6 +62,7 @@ func (u *update) changeNICs(ctx context.Context) error {
 				continue
 			}
 			want.Boot, what = have.Boot, "changing it"
+			want.Target, want.Model, want.MTU = have.Target, have.Model, have.MTU // fixed while it is plugged in
 			change = func(l *libvirt.Libvirt, d libvirt.Domain, text string, flags uint32) error {
 				return l.DomainUpdateDeviceFlags(d, text, libvirt.DomainDeviceModifyFlags(flags))
 			}

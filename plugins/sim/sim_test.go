@@ -145,6 +145,7 @@ func TestNetworkKeepsItsContract(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
 	plugintest.Network(t, plugintest.Networks{
+		Bridge: "br0", Card: "eth0", VLAN: func(testing.TB) {}, Private: func(testing.TB) {},
 		Open: func(t testing.TB) plugins.Network {
 			n, err := sim.OpenNetwork(m.config)
 			if err != nil {
