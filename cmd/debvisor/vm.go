@@ -149,6 +149,7 @@ func getVM(ctx context.Context, c *client.Client, tenant, name string, o client.
 func vmCommand(a *app) *cobra.Command {
 	n := vms()
 	return n.command(a, createVMCommand(a), setVMCommand(a), diskCommand(a), nicCommand(a), cdromCommand(a), cloneVMCommand(a),
+		exportVMCommand(a), importVMCommand(a),
 		powerCommand(a, power{
 			verb: "start", short: "Start VMs", wants: api.InstanceRunning,
 			do: func(ctx context.Context, c *client.Client, name string, _ bool, o ...client.Option) (*api.Action, error) {
