@@ -317,7 +317,10 @@ func (a *Agent) runGuest(ctx context.Context, j job, s *sight) verdict {
 		if v, busy := a.updateGuest(ctx, s); busy {
 			return v
 		}
-		return verdict{err: a.report(ctx, s.row, a.runningReport(s))}
+		if err := a.report(ctx, s.row, a.runningReport(s)); err != nil || !waitsForSpace(s) {
+			return verdict{err: err}
+		}
+		return verdict{err: a.resumeGuest(ctx, s), after: resumeAgain}
 	}
 	if a.shutItselfDown(s) {
 		r := reportOf(s.row, api.InstanceStopped, "the guest shut itself down")
@@ -402,7 +405,11 @@ func (a *Agent) runningReport(s *sight) fsm.InstanceReport {
 	r.Pending = a.pendingOf(s)
 	if d.State == api.InstancePaused {
 		r.Reason = printable(d.Reason)
-		r.Drift = append(r.Drift, driftPaused)
+		if waitsForSpace(s) {
+			r.Reason += ": " + pausedForSpace
+		} else {
+			r.Drift = append(r.Drift, driftPaused)
+		}
 	}
 	r.Addresses = r.Addresses[:min(len(r.Addresses), api.AddressesMax)]
 	r.Drift = r.Drift[:min(len(r.Drift), api.AddressesMax)]

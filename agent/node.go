@@ -320,7 +320,9 @@ func (a *Agent) poolStatus(ctx context.Context, view *fsm.View, name string) api
 	status.Pool = name
 	if err != nil {
 		status.Reason = printable(err.Error())
+		return status
 	}
+	a.watchSpace(view, &status)
 	return status
 }
 
@@ -332,7 +334,7 @@ func nodeChanges(row *api.Node, report fsm.NodeReport) (free, other bool) {
 	}
 	for i, now := range report.Pools {
 		before := row.Pools[i]
-		if before.Pool != now.Pool || before.TotalBytes != now.TotalBytes || before.Reason != now.Reason {
+		if before.Pool != now.Pool || before.TotalBytes != now.TotalBytes || before.Reason != now.Reason || before.Warning != now.Warning {
 			return false, true
 		}
 		if abs(before.FreeBytes-now.FreeBytes) > now.TotalBytes/freeChangeMin {

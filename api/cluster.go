@@ -11,6 +11,7 @@ type ClusterStatus struct {
 	Members        []Member   `json:"members"`
 	Healthy        bool       `json:"healthy"`
 	Summary        string     `json:"summary"`           // one sentence for people
+	Warnings       []string   `json:"warnings,omitzero"` // what fills up, one sentence each
 	Survival       []Survival `json:"survival,omitzero"` // what the loss of any one node, and of any two, would do; empty: not computed yet
 }
 

@@ -40,7 +40,7 @@ type Config struct {
 	JournalRetention  time.Duration `json:"journal_retention_ns,omitzero"` // the journal and with it history is kept this long; 0 means 365 days
 	CopiesPerNode     int           `json:"copies_per_node,omitzero"`      // volumes that one node copies at a time; 0 means 8
 	PoolWarnPercent   int           `json:"pool_warn_percent,omitzero"`    // a pool that is used to so much is warned of; 0 means 80
-	PoolFullPercent   int           `json:"pool_full_percent,omitzero"`    // one that is used to so much takes no new volumes; 0 means 90
+	PoolFullPercent   int           `json:"pool_full_percent,omitzero"`    // one that is used to so much is warned of as nearly full; 0 means 90
 	Voters            int           `json:"voters,omitzero"`               // wanted number of voters, odd; 0 means as many as fit, at most 7
 	MovesPerNode      int           `json:"moves_per_node,omitzero"`       // live migrations that one node takes part in at a time during a drain or a balancing; 0 means 2
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"fmt"
 	"slices"
 	"time"
 )
@@ -106,7 +107,36 @@ type PoolStatus struct {
 	Pool       string `json:"pool"`
 	TotalBytes int64  `json:"total_bytes,omitzero"`
 	FreeBytes  int64  `json:"free_bytes,omitzero"`
-	Reason     string `json:"reason,omitzero"` // why it cannot be used; empty when it can
+	Reason     string `json:"reason,omitzero"`  // why it cannot be used; empty when it can
+	Warning    string `json:"warning,omitzero"` // that it is filling up; empty below the cluster's thresholds
+}
+
+// UsedPercent is how much of the pool is used, 0 to 100.
+func (s *PoolStatus) UsedPercent() int {
+	if s.TotalBytes <= 0 {
+		return 0
+	}
+	return int(100 * (float64(s.TotalBytes-s.FreeBytes) / float64(s.TotalBytes)))
+}
+
+// poolCalm is how far a pool must fall below a threshold for its warning to
+// end, in percent: one that stands at the threshold is not reported on and on.
+const poolCalm = 2
+
+// Pressure says that the pool is filling up, given the cluster's settings with
+// their defaults; empty: it is not. before is what it said last.
+func (s *PoolStatus) Pressure(c Config, before string) string {
+	used, calm := s.UsedPercent(), 0
+	if before != "" {
+		calm = poolCalm
+	}
+	switch {
+	case s.TotalBytes <= 0 || used < c.PoolWarnPercent-calm:
+		return ""
+	case used >= c.PoolFullPercent:
+		return fmt.Sprintf("nearly full (over %d %%): guests pause when it is full; free space, add some, or move volumes", c.PoolFullPercent)
+	}
+	return fmt.Sprintf("filling up (over %d %%): free space, add some, or move volumes", c.PoolWarnPercent)
 }
 
 // NodeLease is how often a node has renewed its lease in its epoch. It is a row

@@ -41,6 +41,9 @@ func checkRoom(tx *Tx, pool, node string, bytes int64) *api.Error {
 	if p == nil || n == nil {
 		return nil
 	}
+	if err := checkOvercommit(tx, p, n, bytes); err != nil {
+		return err
+	}
 	for _, s := range n.Pools {
 		if s.Pool != pool || s.TotalBytes == 0 {
 			continue
@@ -48,6 +51,31 @@ func checkRoom(tx *Tx, pool, node string, bytes int64) *api.Error {
 		if left := max(0, s.FreeBytes-p.ReserveBytes); bytes > left {
 			return api.Errorf(api.CodeLimit, "%s more are asked for, pool %s of node %s has %s above its reserve", api.FormatSize(bytes), pool, node,
 				api.FormatSize(left)).Allow("at most %s more", api.FormatSize(left)).Do("free space there, or move the volume to another pool").At("size_bytes")
+		}
+	}
+	return nil
+}
+
+// checkOvercommit refuses what lets the sizes of a pool's volumes add up to more
+// than the pool may be promised.
+func checkOvercommit(tx *Tx, p *api.Pool, n *api.Node, bytes int64) *api.Error {
+	if p.Overcommit == 0 {
+		return nil
+	}
+	for _, s := range n.Pools {
+		if s.Pool != p.Name || s.TotalBytes == 0 {
+			continue
+		}
+		var virtual int64
+		for r := range Replicas.By(tx, "pool", p.Name) {
+			if r.Kind == api.KindVolume && (p.Shared || r.Node == n.Name) && !r.Delete {
+				virtual += r.SizeBytes
+			}
+		}
+		limit := int64(min(float64(s.TotalBytes)*p.Overcommit, 1<<62))
+		if virtual+bytes > limit {
+			return api.Errorf(api.CodeLimit, "the volumes of pool %s on %s would add up to %s", p.Name, n.Name, api.FormatSize(virtual+bytes)).
+				Allow("up to %s, %v times its size", api.FormatSize(limit), p.Overcommit).Do("raise overcommit of the pool, or use another one").At("size_bytes")
 		}
 	}
 	return nil

@@ -145,6 +145,7 @@ var ReportNode = transition("node.report", Nodes, func(tx *Tx, in NodeReport) (*
 	n.Hypervisor, n.Capacity, n.Pools = h, in.Capacity, slices.Clone(in.Pools)
 	for i := range n.Pools {
 		p := &n.Pools[i]
+		p.Warning = api.CleanText(p.Warning, api.TextLengthMax)
 		p.Pool, p.Reason = api.CleanText(p.Pool, api.NameLengthMax), api.CleanText(p.Reason, api.TextLengthMax)
 		p.TotalBytes, p.FreeBytes = max(0, p.TotalBytes), max(0, p.FreeBytes)
 	}

@@ -38,6 +38,9 @@ func checkVolume(tx *Tx, before, after *api.Volume) *api.Error {
 	if !pool.On(node.Name) {
 		return api.Invalid("node", "%s does not have pool %s", node.Name, pool.Name)
 	}
+	if err := checkRoom(tx, pool.Name, node.Name, after.SizeBytes); err != nil {
+		return err
+	}
 	wantReplica(tx, after, node.Name)
 	return nil
 }

@@ -167,3 +167,31 @@ func TestMoveIsCommittedByWhoMayStill(t *testing.T) {
 		t.Errorf("the replica is %+v", r)
 	}
 }
+
+func TestPoolIsPromisedNoMoreThanItMayBe(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	epoch := c.live()
+	pool := *fsm.Pools.Get(c.f.Read(), fsm.DefaultPool)
+	pool.Overcommit = 0.5 // of 100 GiB
+	if out := put(c, fsm.Pools.Put, pool); out.Err != nil {
+		t.Fatal(out.Err)
+	}
+	c.free(epoch, 90*api.GiB)
+	data := c.ready(epoch, api.Volume{Meta: api.Meta{Name: "data"}, SizeBytes: 40 * api.GiB})
+	data.SizeBytes = 51 * api.GiB
+	refused(t, "growing over it", put(c, fsm.Volumes.Put, data), api.CodeLimit, "50 GiB")
+	more := api.Volume{Meta: api.Meta{Name: "more", Tenant: api.DefaultTenant}, Pool: fsm.DefaultPool, Node: "node1", SizeBytes: 11 * api.GiB}
+	refused(t, "another one over it", put(c, fsm.Volumes.Put, more), api.CodeLimit, "overcommit")
+	more.SizeBytes = 10 * api.GiB
+	if out := put(c, fsm.Volumes.Put, more); out.Err != nil {
+		t.Error(out.Err)
+	}
+	more.Name, more.SizeBytes = "huge", 200*api.GiB
+	pool = *fsm.Pools.Get(c.f.Read(), fsm.DefaultPool)
+	pool.Overcommit = 0
+	if out := put(c, fsm.Pools.Put, pool); out.Err != nil {
+		t.Fatal(out.Err)
+	}
+	refused(t, "larger than the pool", put(c, fsm.Volumes.Put, more), api.CodeLimit, "90 GiB")
+}

@@ -47,6 +47,10 @@ type Disks interface {
 	// already is no error; a copy that is not complete is CodeConflict.
 	PivotDisk(ctx context.Context, id string, from, to Source) error
 
+	// Unpause lets a guest go on that was paused because its storage failed. One
+	// that is paused for another reason, or runs, is left alone and no error.
+	Unpause(ctx context.Context, id string) error
+
 	// CancelCopy ends a copy; the guest goes on with the source that it had. No
 	// copy is no error.
 	CancelCopy(ctx context.Context, id string, from, to Source) error

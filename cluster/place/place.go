@@ -58,6 +58,7 @@ type Cluster struct {
 	networks map[string]*api.Network
 	located  map[string][]string // volume key to the nodes that have a copy or were told to make one
 	assumed  map[string]*claim   // volume key to the place that a VM placed here gives it
+	virtual  map[string]int64    // sizes of the volumes in each shared pool
 	shared   map[string]int64    // bytes promised in each shared pool and not yet measured
 	guests   map[string]*guest   // by identity
 	labels   labelIndex
@@ -95,6 +96,7 @@ func New(in Input) *Cluster {
 		networks: in.Networks,
 		located:  map[string][]string{},
 		assumed:  map[string]*claim{},
+		virtual:  map[string]int64{},
 		shared:   map[string]int64{},
 		guests:   make(map[string]*guest, len(in.VMs)),
 		labels:   newLabelIndex(len(in.Nodes)),
@@ -126,7 +128,7 @@ func (c *Cluster) newHost(row *api.Node) *host {
 	h.cpuLimit = int64(min(limitMax, float64(float64(row.Capacity.CPUs)*c.config.CPUOvercommit)+1e-6))
 	h.memoryLimit = int64(min(limitMax, float64(max(0, row.Capacity.MemoryBytes-c.config.MemoryReserve))*c.config.MemoryOvercommit))
 	for _, p := range row.Pools {
-		h.pools[p.Pool] = &space{free: p.FreeBytes, reason: p.Reason}
+		h.pools[p.Pool] = &space{free: p.FreeBytes, total: p.TotalBytes, reason: p.Reason}
 	}
 	return h
 }

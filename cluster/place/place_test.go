@@ -113,6 +113,8 @@ func refusals() []refusal {
 			in.Replicas = []*api.Replica{{Kind: api.KindVolume, Of: "default/data", Node: "n9", Pool: "local", State: api.ReplicaReady}}
 		}, "not where a local volume lies", "local volume data lies on n9"},
 		{"volume wanted elsewhere", nil, []func(*api.VM){disk(api.Disk{Name: "d", Volume: "data"})}, func(in *place.Input) { volume(in, data("local", "n9")) }, "not where a local volume lies", "data is wanted on n9"},
+		{"overcommit", func(n *api.Node) { n.Pools[0].TotalBytes = 100 * api.GiB }, []func(*api.VM){disk(api.Disk{Name: "a", SizeBytes: 60 * api.GiB})},
+			func(in *place.Input) { in.Pools["local"].Overcommit = 0.5 }, "too little space", "pool local: 60 GiB needed, 50 GiB free"},
 		{"space", nil, []func(*api.VM){disk(api.Disk{Name: "a", SizeBytes: 60 * api.GiB}), disk(api.Disk{Name: "b", SizeBytes: 40 * api.GiB})}, nil, "too little space", "pool local: 100 GiB needed, 90 GiB free"},
 		{"space of a pending volume", nil, []func(*api.VM){disk(api.Disk{Name: "a", SizeBytes: 60 * api.GiB})}, func(in *place.Input) {
 			in.Replicas = []*api.Replica{{Kind: api.KindVolume, Of: "default/x", Node: "n1", Pool: "local", State: api.ReplicaPending, SizeBytes: 50 * api.GiB}}

@@ -7,6 +7,8 @@ import (
 // space is a pool as one node sees it.
 type space struct {
 	free     int64 // bytes, as last measured
+	total    int64 // bytes
+	virtual  int64 // sizes of the volumes that are there, or are to be
 	promised int64 // bytes of volumes that are not in that measure yet
 	reason   string
 }
@@ -38,6 +40,11 @@ func (c *Cluster) locate(replicas []*api.Replica) {
 			c.reserve(c.byName[r.Node], r.Pool, shared, c.replicaBytes(r))
 		}
 		if r.Kind == api.KindVolume {
+			if h := c.byName[r.Node]; h != nil && h.pools[r.Pool] != nil && !shared {
+				h.pools[r.Pool].virtual += max(r.SizeBytes, c.replicaBytes(r))
+			} else if shared {
+				c.virtual[r.Pool] += max(r.SizeBytes, c.replicaBytes(r))
+			}
 			c.located[r.Of] = append(c.located[r.Of], r.Node)
 		}
 	}
@@ -133,10 +140,17 @@ func (c *Cluster) left(h *host, pool *api.Pool) int64 {
 	if s == nil {
 		return 0
 	}
+	promised, virtual := s.promised, s.virtual
 	if pool.Shared {
-		return max(0, s.free-c.shared[pool.Name]-pool.ReserveBytes)
+		promised, virtual = c.shared[pool.Name], c.virtual[pool.Name]
 	}
-	return max(0, s.free-s.promised-pool.ReserveBytes)
+	left := s.free - promised - pool.ReserveBytes
+	if pool.Overcommit > 0 {
+		// What is promised and not located yet is in promised alone; what is
+		// located and not made yet is in both, which errs on the safe side.
+		left = min(left, int64(min(limitMax, float64(s.total)*pool.Overcommit))-virtual-promised)
+	}
+	return max(0, left)
 }
 
 func poolOf(d *api.Disk) string {

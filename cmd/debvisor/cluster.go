@@ -71,6 +71,9 @@ func (a *app) showStatus(ctx context.Context, c *client.Client, s *api.ClusterSt
 		return emit(s)
 	}
 	a.printf("%s\n", clean(s.Summary))
+	for _, w := range s.Warnings {
+		a.printf("warning: %s\n", clean(w))
+	}
 	if len(s.Survival) > 0 {
 		a.printf("%s\n", clean(api.SurvivalText(s.Survival)))
 	}

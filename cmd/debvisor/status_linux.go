@@ -81,6 +81,11 @@ func (n *node) localStatus() *api.ClusterStatus {
 		m.Reason = n.memberReason(row, h, member, stats)
 		m.Healthy = m.Reason == ""
 		status.Members = append(status.Members, m)
+		for _, p := range row.Pools {
+			if p.Warning != "" {
+				status.Warnings = append(status.Warnings, fmt.Sprintf("pool %s of %s is %s", p.Pool, row.Name, p.Warning))
+			}
+		}
 	}
 	summarise(status)
 	status.Survival = n.survival.of(view)

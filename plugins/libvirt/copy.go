@@ -194,3 +194,27 @@ func (h *Hypervisor) CancelCopy(ctx context.Context, id string, from, to plugins
 		})
 	}, from, to)
 }
+
+// Unpause implements plugins.Disks.
+func (h *Hypervisor) Unpause(ctx context.Context, id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	return h.exclusive(ctx, id, func(ctx context.Context) error {
+		c, err := h.connect(ctx)
+		if err != nil {
+			return err
+		}
+		f, err := h.look(ctx, c, id)
+		if err != nil {
+			return err
+		}
+		if f == nil || !f.executing() {
+			return plugins.MissingDisk(id)
+		}
+		if f.state != libvirt.DomainPaused || f.reason != int32(libvirt.DomainPausedIoerror) {
+			return nil
+		}
+		return c.call(context.WithoutCancel(ctx), func(l *libvirt.Libvirt) error { return l.DomainResume(f.handle) })
+	})
+}

@@ -46,15 +46,7 @@ func Disks(t *testing.T, m DiskMachine) {
 	}
 	m.Booted(t, spec.ID)
 
-	for range 2 {
-		if err := m.Disks.GrowDisk(t.Context(), spec.ID, disk.Source, 32*api.MiB); err != nil {
-			t.Fatalf("GrowDisk: %v", err)
-		}
-	}
-	m.Grown(t, spec.ID, 32*api.MiB)
-	if listed, err := m.Store.List(t.Context(), m.Here); err != nil || len(listed) != 1 || listed[0].SizeBytes != 32*api.MiB {
-		t.Errorf("the volume is %+v, %v; want 32 MiB", listed, err)
-	}
+	m.grow(t, spec.ID, disk.Source)
 	m.Writes(t, spec.ID, "one")
 
 	to := target()
@@ -99,12 +91,29 @@ func Disks(t *testing.T, m DiskMachine) {
 	m.refuseStopped(t, spec.ID, to.Source)
 }
 
+func (m *DiskMachine) grow(t *testing.T, id string, disk plugins.Source) {
+	t.Helper()
+	for range 2 {
+		if err := m.Disks.GrowDisk(t.Context(), id, disk, 32*api.MiB); err != nil {
+			t.Fatalf("GrowDisk: %v", err)
+		}
+	}
+	m.Grown(t, id, 32*api.MiB)
+	if listed, err := m.Store.List(t.Context(), m.Here); err != nil || len(listed) != 1 || listed[0].SizeBytes != 32*api.MiB {
+		t.Errorf("the volume is %+v, %v; want 32 MiB", listed, err)
+	}
+	if err := m.Disks.Unpause(t.Context(), id); err != nil {
+		t.Errorf("Unpause of a guest that runs: %v", err)
+	}
+}
+
 func (m *DiskMachine) refuseStopped(t *testing.T, id string, at plugins.Source) {
 	t.Helper()
 	other := plugins.Source{Path: at.Path + ".other", Format: at.Format}
 	wantCode(t, m.Disks.GrowDisk(t.Context(), id, at, api.GiB), api.CodeNotFound, "GrowDisk of a guest that is off")
 	wantCode(t, m.Disks.CopyDisk(t.Context(), id, at, other), api.CodeNotFound, "CopyDisk of a guest that is off")
 	wantCode(t, m.Disks.PivotDisk(t.Context(), id, at, other), api.CodeNotFound, "PivotDisk of a guest that is off")
+	wantCode(t, m.Disks.Unpause(t.Context(), id), api.CodeNotFound, "Unpause of a guest that is off")
 	wantCode(t, m.Disks.CancelCopy(t.Context(), id, at, other), api.CodeNotFound, "CancelCopy of a guest that is off")
 	_, err := m.Disks.DiskCopy(t.Context(), id, at, other)
 	wantCode(t, err, api.CodeNotFound, "DiskCopy of a guest that is off")

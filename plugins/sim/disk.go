@@ -153,3 +153,30 @@ func (h *Hypervisor) BreakCopies(id string) error {
 		return &out
 	})
 }
+
+// Unpause implements plugins.Disks.
+func (h *Hypervisor) Unpause(ctx context.Context, id string) error {
+	if err := h.usable(ctx); err != nil {
+		return err
+	}
+	d := h.acquire(id, false)
+	if d == nil {
+		return plugins.MissingDisk(id)
+	}
+	defer h.release(d)
+	r := d.record.Load()
+	if r == nil || !r.executing() {
+		return plugins.MissingDisk(id)
+	}
+	if r.State != api.InstancePaused || r.Reason != reasonIOError {
+		return nil
+	}
+	return h.save(d, r.with(api.InstanceRunning, "unpaused"), "resumed")
+}
+
+const reasonIOError = "i/o error"
+
+// FailStorage pauses an executing guest as QEMU does whose disk takes no more.
+func (h *Hypervisor) FailStorage(id string) error {
+	return h.alter(id, "paused", func(r *record) *record { return r.with(api.InstancePaused, reasonIOError) })
+}
