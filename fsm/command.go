@@ -261,6 +261,9 @@ func (b *batch) apply(c Committed, e *Entry) (Outcome, *Yield, error) {
 			return Outcome{}, nil, fmt.Errorf("entry %d: %w", c.Index, err)
 		}
 	}
+	if refusal == nil && cmd.users {
+		refusal = checkQuotas(tx)
+	}
 	if refusal != nil {
 		tx.undo()
 		out = nil

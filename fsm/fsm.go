@@ -125,6 +125,8 @@ func (v *View) reader() *memdb.Txn { return v.txn }
 
 func (v *View) counted(what string) int { return v.sys.counts[what] }
 
+func (v *View) used(tenant string) api.Usage { return v.sys.usage[tenant] }
+
 func (v *View) row(table, key string) any {
 	if unnamable(key) {
 		return nil

@@ -6,7 +6,7 @@ import "github.com/debvisor/debvisor/api"
 // the kind.
 var (
 	Configs  = table[api.Config](api.KindConfig, edited[api.Config]())
-	Tenants  = table[api.Tenant](api.KindTenant, edited[api.Tenant]())
+	Tenants  = table[api.Tenant](api.KindTenant, edited[api.Tenant](), indexed("parent", func(t *api.Tenant) []string { return []string{t.Parent} }))
 	Regions  = table[api.Region](api.KindRegion)
 	Nodes    = table[api.Node](api.KindNode, indexed("id_of", func(n *api.Node) []string { return []string{n.ID} }))
 	Pools    = table[api.Pool](api.KindPool, edited[api.Pool]())

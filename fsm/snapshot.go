@@ -135,7 +135,7 @@ func (f *FSM) readSnapshot(r io.Reader) (*generation, error) {
 	gen := f.newGeneration()
 	txn := gen.db.Txn(true)
 	defer txn.Abort()
-	sys, rows := &system{counts: map[string]int{}}, rowSum{}
+	sys, rows := &system{counts: map[string]int{}, usage: map[string]api.Usage{}}, rowSum{}
 	var t anyTable
 	for {
 		kind, body, sum := in.frame()

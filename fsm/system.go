@@ -20,8 +20,9 @@ type system struct {
 	Quiet          api.Hash  `json:"quiet"` // digest of the quiet entries since the last record
 	Rows           rowSum    `json:"rows"`
 
-	counts map[string]int // rows by kind, and activeTasks; follows from the rows
-	room   *room          // follows from the nodes and the settings; nil: not looked at
+	counts map[string]int       // rows by kind, activeTasks and quotaTenants; follows from the rows
+	usage  map[string]api.Usage // by tenant; follows from the rows
+	room   *room                // follows from the nodes and the settings; nil: not looked at
 }
 
 // activeTasks is under which name the tasks that have not ended are counted.
@@ -32,6 +33,17 @@ func (s *system) count(kind string, counted anyRow, by int) {
 	s.counts[kind] += by
 	if t, ok := counted.(*row[api.Task]); ok && !t.value.Ended() {
 		s.counts[activeTasks] += by
+	}
+	if t, ok := counted.(*row[api.Tenant]); ok && t.value.Quota != nil {
+		s.counts[quotaTenants] += by
+	}
+	if tenant, used, ok := usageOf(counted); ok {
+		sum := s.usage[tenant]
+		if sum.Add(used, int64(by)); sum == (api.Usage{}) {
+			delete(s.usage, tenant)
+		} else {
+			s.usage[tenant] = sum
+		}
 	}
 	if kind == api.KindNode || kind == api.KindConfig {
 		s.room = nil
@@ -50,7 +62,7 @@ func readSystem(txn *memdb.Txn) *system {
 		panic(err)
 	}
 	if raw == nil {
-		return &system{ClusterVersion: VersionMin, counts: map[string]int{}}
+		return &system{ClusterVersion: VersionMin, counts: map[string]int{}, usage: map[string]api.Usage{}}
 	}
 	return raw.(*system)
 }

@@ -21,6 +21,7 @@ type Reader interface {
 	reader() *memdb.Txn
 	row(table, key string) any
 	counted(what string) int
+	used(tenant string) api.Usage
 }
 
 // object ties a struct to the methods of its pointer.

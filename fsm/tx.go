@@ -55,7 +55,7 @@ type batch struct {
 func newBatch(r *registry, gen *generation) *batch {
 	base := gen.db.Txn(false)
 	b := &batch{registry: r, gen: gen, base: base, txn: gen.db.Txn(true), written: map[rowRef]anyRow{}, read: map[rowRef]any{}, sys: *readSystem(base)}
-	b.sys.counts = maps.Clone(b.sys.counts) // readers have the old one
+	b.sys.counts, b.sys.usage = maps.Clone(b.sys.counts), maps.Clone(b.sys.usage) // readers have the old ones
 	return b
 }
 
@@ -74,6 +74,8 @@ func (b *batch) insert(table string, raw any) {
 func (tx *Tx) reader() *memdb.Txn { return tx.b.txn }
 
 func (tx *Tx) counted(what string) int { return tx.b.sys.counts[what] }
+
+func (tx *Tx) used(tenant string) api.Usage { return tx.b.sys.usage[tenant] }
 
 func (tx *Tx) row(table, key string) any {
 	if unnamable(key) {

@@ -257,6 +257,11 @@ func (c *Client) RotateAPIKey(ctx context.Context, name string, in NewKey, optio
 	return result[api.Secret](ctx, c, &call{method: http.MethodPost, path: "/v1/api_keys/" + url.PathEscape(name) + "/rotate", in: in}, options)
 }
 
+// Usage tells what a tenant has, and what it may have.
+func (c *Client) Usage(ctx context.Context, tenant string) (*api.TenantUsage, error) {
+	return read[api.TenantUsage](ctx, c, "/v1/usage", tenantQuery(tenant))
+}
+
 // CanI tells whether the caller may do something, and which rule says so. An
 // empty name stands for any object.
 func (c *Client) CanI(ctx context.Context, verb, kind, tenant, name string) (*api.Permission, error) {

@@ -115,6 +115,7 @@ func (s *Server) register() error {
 		s.registerStats,
 		s.registerNodes,
 		s.registerRoles,
+		s.registerUsage,
 		s.registerSecrets,
 		s.registerTasks,
 		s.registerMoves,

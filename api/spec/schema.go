@@ -91,9 +91,8 @@ var kindBlocks = map[string]*block{
 		attribute{name: "pool_full_percent", shape: integer},
 		attribute{name: "voters", shape: integer},
 		attribute{name: "moves_per_node", shape: integer}),
-	api.KindTenant: kindBlock(api.KindTenant,
-		attribute{name: "description"}),
-	api.KindRole: roleBlock(),
+	api.KindTenant: tenantBlock(),
+	api.KindRole:   roleBlock(),
 	api.KindPool: kindBlock(api.KindPool,
 		attribute{name: "driver", fallback: api.PoolDir},
 		attribute{name: "path"},
@@ -137,6 +136,14 @@ func kindBlock(kind string, attrs ...attribute) *block {
 		b.attrs = append(b.attrs, attribute{name: "tenant"})
 	}
 	b.attrs = append(append(b.attrs, attribute{name: "labels", shape: labels}), attrs...)
+	return b
+}
+
+func tenantBlock() *block {
+	b := kindBlock(api.KindTenant, attribute{name: "description"}, attribute{name: "parent"})
+	b.blocks = []block{{name: "quota", field: "quota", attrs: []attribute{
+		{name: "vms", shape: integer}, {name: "cpus", shape: integer}, {name: "memory", field: "memory_bytes", shape: size},
+		{name: "disk", field: "disk_bytes", shape: size}, {name: "volumes", shape: integer}, {name: "snapshots", shape: integer}, {name: "keys", shape: integer}}}}
 	return b
 }
 

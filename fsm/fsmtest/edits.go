@@ -24,7 +24,7 @@ func makers() map[string]func(*Generator) fsm.Entry {
 func edits() map[string]func(*Generator) fsm.Entry {
 	m := map[string]func(*Generator) fsm.Entry{}
 	edited(m, fsm.Configs, (*Generator).config)
-	edited(m, fsm.Tenants, func(g *Generator) api.Tenant { return api.Tenant{Meta: api.Meta{Name: g.name("t", 3)}} })
+	edited(m, fsm.Tenants, (*Generator).aTenant)
 	edited(m, fsm.Roles, (*Generator).role)
 	edited(m, fsm.Pools, (*Generator).pool)
 	edited(m, fsm.Networks, (*Generator).network)
@@ -77,6 +77,14 @@ func (g *Generator) meta(letter string, n int) api.Meta {
 func (g *Generator) config() api.Config {
 	return api.Config{Meta: api.Meta{Name: api.ConfigName}, CPUOvercommit: pick(g, 0, 1.5, 4, 99), Voters: pick(g, 0, 3, 4),
 		TaskRetention: pick(g, 0, time.Minute, time.Second), JournalRetention: pick(g, 0, 48*time.Hour, time.Hour), Region: pick(g, "", "", "elsewhere")}
+}
+
+func (g *Generator) aTenant() api.Tenant {
+	t := api.Tenant{Meta: api.Meta{Name: g.name("t", 3)}, Parent: pick(g, "", "", g.name("t", 3))}
+	if few := int64(2 + g.source.IntN(6)); g.chance(5) {
+		t.Quota = pick(g, &api.Quota{VMs: &few}, &api.Quota{DiskBytes: new(few * api.GiB), Snapshots: &few})
+	}
+	return t
 }
 
 func (g *Generator) role() api.Role {
