@@ -17,6 +17,7 @@ const (
 	defaultMovesPerNode     = 2
 	CopiesMax               = 1024
 	PercentMax              = 100
+	defaultTasksPerNode     = 8
 	defaultCopiesPerNode    = 8
 	defaultCopiesPerPool    = 4
 	defaultPoolWarn         = 80
@@ -38,6 +39,7 @@ type Config struct {
 	PlacementStrategy string        `json:"placement_strategy,omitzero"`   // spread (default) or pack
 	TaskRetention     time.Duration `json:"task_retention_ns,omitzero"`    // ended tasks are kept this long; 0 means 7 days
 	JournalRetention  time.Duration `json:"journal_retention_ns,omitzero"` // the journal and with it history is kept this long; 0 means 365 days
+	TasksPerNode      int           `json:"tasks_per_node,omitzero"`       // that one node, or the leader, carries out at a time; 0 means 8
 	CopiesPerNode     int           `json:"copies_per_node,omitzero"`      // volumes that one node copies at a time; 0 means 8
 	PoolWarnPercent   int           `json:"pool_warn_percent,omitzero"`    // a pool that is used to so much is warned of; 0 means 80
 	PoolFullPercent   int           `json:"pool_full_percent,omitzero"`    // one that is used to so much is warned of as nearly full; 0 means 90
@@ -70,6 +72,9 @@ func (c *Config) Validate() error {
 	if r := c.JournalRetention; r != 0 && (r < JournalRetentionMin || r > JournalRetentionMax) {
 		p.add("journal_retention_ns", "is %v", r).Allow("%v to %v", JournalRetentionMin, JournalRetentionMax)
 	}
+	if n := c.TasksPerNode; n < 0 || n > CopiesMax {
+		p.add("tasks_per_node", "is %d", n).Allow("0 (the default) to %d", CopiesMax)
+	}
 	if n := c.CopiesPerNode; n < 0 || n > CopiesMax {
 		p.add("copies_per_node", "is %d", n).Allow("0 (the default) to %d", CopiesMax)
 	}
@@ -101,6 +106,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.JournalRetention == 0 {
 		c.JournalRetention = defaultJournalRetention
+	}
+	if c.TasksPerNode == 0 {
+		c.TasksPerNode = defaultTasksPerNode
 	}
 	if c.CopiesPerNode == 0 {
 		c.CopiesPerNode = defaultCopiesPerNode

@@ -86,6 +86,7 @@ var kindBlocks = map[string]*block{
 		attribute{name: "placement_strategy"},
 		attribute{name: "task_retention", field: "task_retention_ns", shape: duration},
 		attribute{name: "journal_retention", field: "journal_retention_ns", shape: duration},
+		attribute{name: "tasks_per_node", shape: integer},
 		attribute{name: "copies_per_node", shape: integer},
 		attribute{name: "pool_warn_percent", shape: integer},
 		attribute{name: "pool_full_percent", shape: integer},

@@ -15,8 +15,6 @@ import (
 
 // Limits of tasks.
 const (
-	TasksPerNodeMax = 8 // running at once on one node, and on the leader itself
-
 	tasksPause       = 20 * time.Millisecond // at least, between two looks
 	tasksIdle        = time.Minute           // between looks when nothing changes
 	tasksFlightsMax  = 32                    // proposals in flight
@@ -50,6 +48,7 @@ type survey struct {
 	view    *fsm.View
 	now     time.Time
 	next    time.Time // when something becomes due by itself; zero: never
+	limit   int       // of tasks running at once on one node, and on the leader itself
 	busy    map[string]int
 	objects map[string]bool // verb and object of what runs
 	moves   []move
@@ -73,7 +72,7 @@ func (s *survey) due(at time.Time) {
 // long nothing will be due by itself.
 func (t *tasks) step(ctx context.Context) time.Duration {
 	view := t.c.cluster.State().Read()
-	s := &survey{view: view, now: t.c.now(view), busy: map[string]int{}, objects: map[string]bool{}}
+	s := &survey{view: view, now: t.c.now(view), limit: fsm.Settings(view).TasksPerNode, busy: map[string]int{}, objects: map[string]bool{}}
 	for task := range fsm.Tasks.By(view, "state", api.TaskRunning) {
 		t.running(s, task)
 	}
@@ -194,7 +193,7 @@ func (t *tasks) pending(s *survey, task *api.Task) {
 		return
 	}
 	object := task.Verb + " " + task.Object
-	if s.busy[route.node] >= TasksPerNodeMax || task.Object != "" && s.objects[object] {
+	if s.busy[route.node] >= s.limit || task.Object != "" && s.objects[object] {
 		return // the end of one that runs wakes the loop
 	}
 	s.busy[route.node]++

@@ -117,8 +117,16 @@ func TestStopOfAVMThatRunsNowhereIsDone(t *testing.T) {
 func TestANodeGetsEightTasksAtOnceAndTenantsTakeTurns(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
+		const tasksPerNode = 5
 		c := newCluster(t)
 		c.register(1, 64)
+		config := *fsm.Configs.Get(c.f.Read(), api.ConfigName)
+		config.TasksPerNode = tasksPerNode
+		limited, err := fsm.Configs.Put(&config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.do(limited)
 		other := api.Tenant{Meta: api.Meta{Name: "other"}}
 		e, err := fsm.Tenants.Put(&other)
 		if err != nil {
@@ -145,8 +153,8 @@ func TestANodeGetsEightTasksAtOnceAndTenantsTakeTurns(t *testing.T) {
 				others++
 			}
 		}
-		if running != control.TasksPerNodeMax || others != 3 {
-			t.Fatalf("got %d running, %d of the tenant that came last; want %d and 3", running, others, control.TasksPerNodeMax)
+		if running != tasksPerNode || others != 3 {
+			t.Fatalf("got %d running, %d of the tenant that came last; want %d and 3", running, others, tasksPerNode)
 		}
 		for task := range fsm.Tasks.By(c.f.Read(), "state", api.TaskRunning) {
 			if err := c.finish(task, api.TaskDone); err != nil {
@@ -155,7 +163,7 @@ func TestANodeGetsEightTasksAtOnceAndTenantsTakeTurns(t *testing.T) {
 			break
 		}
 		l.pass(100 * time.Millisecond)
-		if n := len(collect(c, api.TaskRunning)); n != control.TasksPerNodeMax {
+		if n := len(collect(c, api.TaskRunning)); n != tasksPerNode {
 			t.Fatalf("got %d running after one ended", n)
 		}
 	})
