@@ -25,7 +25,8 @@ type do func(ctx context.Context, o *operation) error
 type operation struct {
 	a    *Agent
 	view *fsm.View
-	task *api.Task
+	task *api.Task // as last told: step replaces it
+	name string    // of the task; it is watched while step replaces the task
 	*sight
 }
 
@@ -78,6 +79,7 @@ func (a *Agent) operate(ctx context.Context, key string, o *operation, do do) er
 	if o.task.Cancel {
 		return a.finish(ctx, o.task, api.TaskCancelled, nil)
 	}
+	o.name = o.task.Name
 	within, cancel := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { a.untilUnwanted(within, key, o, cancel) })
@@ -144,7 +146,7 @@ func (a *Agent) untilUnwanted(ctx context.Context, key string, o *operation, can
 // wanted reports whether the task is still to be done by this node.
 func (a *Agent) wanted(o *operation) bool {
 	view := a.view()
-	t := fsm.Tasks.Get(view, o.task.Name)
+	t := fsm.Tasks.Get(view, o.name)
 	if t == nil || t.Cancel || !a.mineNow(t) {
 		return false
 	}
@@ -152,7 +154,7 @@ func (a *Agent) wanted(o *operation) bool {
 		return true
 	}
 	vm := vmByID(view, o.id)
-	if o.task.Verb == api.TaskMigrate && vm != nil && !vm.On() {
+	if t.Verb == api.TaskMigrate && vm != nil && !vm.On() {
 		return false // it is to stop: here, and now
 	}
 	return vm != nil && len(a.tasksFor(&sight{view: view, vm: vm}, api.TaskStop)) == 0
