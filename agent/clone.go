@@ -68,11 +68,16 @@ func (a *Agent) cloneVolume(ctx context.Context, view *fsm.View, r *api.Replica,
 		}
 		defer release()
 	}
-	release, err := a.claimIdle(ctx, source, "it is being cloned as "+volume.Name)
+	var release func()
+	var err error
+	a.apart(func() { release, err = a.claims.share(ctx, "it is being cloned as "+volume.Name, source.ID) })
 	if err != nil {
 		return none, err
 	}
 	defer release()
+	if err := a.checkIdle(ctx, source); err != nil {
+		return none, api.AsError(err).OnMissing(api.KindVolume, key)
+	}
 	var stored plugins.Stored
 	a.apart(func() {
 		if volume.Clone == api.CloneLinked {

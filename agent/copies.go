@@ -127,11 +127,13 @@ func (c *copies) inPool(pool string) int {
 }
 
 // claims says which volumes are being worked on, so that no guest starts on one
-// that is being read, and none is read that a guest is about to write to. Its
-// zero value is ready.
+// that is being read, and none is read that a guest is about to write to. Any
+// number may read one at a time. Its zero value is ready.
 type claims struct {
-	mu  sync.Mutex // guards who
-	who map[string]string
+	mu      sync.Mutex // guards all below
+	who     map[string]string
+	readers map[string]map[string]int // what for, and how many
+	freed   chan struct{}             // closed when something was given back
 }
 
 // take claims all of the volumes, or none: then it says what holds one.
@@ -139,13 +141,14 @@ func (c *claims) take(what string, ids ...string) (release func(), holder string
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, id := range ids {
-		if holder := c.who[id]; holder != "" {
-			return nil, holder
+		if c.who[id] != "" {
+			return nil, c.who[id]
+		}
+		for reader := range c.readers[id] {
+			return nil, reader
 		}
 	}
-	if c.who == nil {
-		c.who = map[string]string{}
-	}
+	c.begin()
 	for _, id := range ids {
 		c.who[id] = what
 	}
@@ -155,5 +158,53 @@ func (c *claims) take(what string, ids ...string) (release func(), holder string
 		for _, id := range ids {
 			delete(c.who, id)
 		}
+		c.free()
 	}, ""
+}
+
+// share claims a volume together with others that read it. It blocks while one
+// holds it alone, or until ctx ends.
+func (c *claims) share(ctx context.Context, what, id string) (release func(), err error) {
+	for {
+		c.mu.Lock()
+		c.begin()
+		if c.who[id] == "" {
+			if c.readers[id] == nil {
+				c.readers[id] = map[string]int{}
+			}
+			c.readers[id][what]++
+			c.mu.Unlock()
+			return func() { c.unshare(what, id) }, nil
+		}
+		freed := c.freed
+		c.mu.Unlock()
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (c *claims) unshare(what, id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.readers[id][what]--; c.readers[id][what] == 0 {
+		delete(c.readers[id], what)
+	}
+	if len(c.readers[id]) == 0 {
+		delete(c.readers, id)
+	}
+	c.free()
+}
+
+func (c *claims) begin() {
+	if c.who == nil {
+		c.who, c.readers, c.freed = map[string]string{}, map[string]map[string]int{}, make(chan struct{})
+	}
+}
+
+func (c *claims) free() {
+	close(c.freed)
+	c.freed = make(chan struct{})
 }

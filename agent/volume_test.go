@@ -96,6 +96,43 @@ func TestFiftyClonesOfOneVolumeAtOnce(t *testing.T) {
 	h.untilState(id, api.InstanceRunning)
 }
 
+// TestManyAtOnce: 100 VMs that clone an image and 20 full copies of a volume,
+// asked for at once. None fails in between, and no more copies run than may.
+func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
+	h := one(t)
+	h.upload(h.image("tiny"))
+	put(h, fsm.Volumes.Put, api.Volume{Meta: api.Meta{Name: "data", Tenant: api.DefaultTenant}, Pool: fsm.DefaultPool, SizeBytes: api.GiB, Node: h.name})
+	h.untilSize("data", api.GiB)
+	before := h.log.f.Index()
+	var ids []string
+	for n := range 100 {
+		v := vm(fmt.Sprintf("vm%d", n))
+		v.Disks = []api.Disk{{Name: "root", Image: "tiny"}}
+		ids = append(ids, h.create(v))
+		if n%5 == 0 {
+			h.clone(fmt.Sprintf("copy%d", n), "data", api.CloneFull)
+		}
+	}
+	for _, id := range ids {
+		h.untilState(id, api.InstanceRunning)
+	}
+	for n := 0; n < 100; n += 5 {
+		h.untilSize(fmt.Sprintf("copy%d", n), api.GiB)
+	}
+	records, ok := h.log.f.Recent(before, 1<<20)
+	if !ok {
+		t.Fatal("the records have left the window")
+	}
+	for _, r := range records {
+		for _, c := range r.Changes {
+			if (c.Kind == api.KindReplica || c.Kind == api.KindInstance) && strings.Contains(string(c.After), `"failed"`) {
+				t.Errorf("failed in between: %s", c.After)
+			}
+		}
+	}
+}
+
 func TestClonesOfAVMAreGuestsOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	h := one(t)
