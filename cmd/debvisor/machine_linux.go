@@ -174,6 +174,7 @@ func (n *node) openLibvirt() (*machine, error) {
 	return &machine{
 		hypervisor: shared{hypervisor, n.config.Share},
 		updater:    hypervisor,
+		migrator:   hypervisor,
 		storage:    storage,
 		network:    network,
 		volumes:    storage,

@@ -45,14 +45,15 @@ type Hypervisor struct {
 	config Config
 	locks  locks // per domain: Start, Stop's end and Remove exclude each other
 
-	mu     sync.Mutex // guards below
-	conn   *conn
-	dialed chan struct{} // closed when a dial that is under way ends; nil: none is
-	closed bool
-	accel  *acceleration
-	ours   map[string]struct{}    // IDs of domains seen with our mark
-	mute   map[string]muted       // guests whose agent did not answer lately
-	lines  map[string]*serialLine // opened consoles
+	mu       sync.Mutex // guards below
+	conn     *conn
+	dialed   chan struct{} // closed when a dial that is under way ends; nil: none is
+	closed   bool
+	arriving map[string]arriving // guests that Receive waits for
+	accel    *acceleration
+	ours     map[string]struct{}    // IDs of domains seen with our mark
+	mute     map[string]muted       // guests whose agent did not answer lately
+	lines    map[string]*serialLine // opened consoles
 }
 
 var _ plugins.Hypervisor = (*Hypervisor)(nil)

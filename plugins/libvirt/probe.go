@@ -54,7 +54,7 @@ func (h *Hypervisor) Probe(ctx context.Context) (plugins.Probe, error) {
 	return plugins.Probe{
 		Info: api.HypervisorInfo{
 			Driver: "libvirt", Version: fmt.Sprintf("libvirt %s, QEMU %s", version(library), version(qemu)),
-			Acceleration: accel.name, Healthy: true, Reason: accel.reason, TPM: accel.tpm,
+			Acceleration: accel.name, Healthy: true, Reason: accel.reason, TPM: accel.tpm, Architecture: accel.arch,
 		},
 		Capacity: api.Capacity{CPUs: int(cpus), MemoryBytes: int64(memoryKiB) * api.KiB},
 	}, nil

@@ -46,6 +46,11 @@ func (h *Hypervisor) Describe(ctx context.Context, id string) (plugins.GuestUse,
 	for _, d := range r.Spec.Disks {
 		use.Files = append(use.Files, plugins.FileUse{Path: d.Source.Path, Writable: !d.ReadOnly})
 	}
+	for _, c := range r.Spec.CDROMs {
+		if c.Source.Path != "" {
+			use.Files = append(use.Files, plugins.FileUse{Path: c.Source.Path})
+		}
+	}
 	if b := r.Spec.Boot; b != nil {
 		use.Files = append(use.Files, plugins.FileUse{Path: b.Kernel})
 		if b.Initrd != "" {
@@ -246,6 +251,16 @@ func arrived(in plugins.Arrival, guest *record) (*record, error) {
 			return nil, err
 		}
 		r.Spec.Disks[i].Source = source
+	}
+	r.Spec.CDROMs = append([]plugins.CDROMSpec(nil), guest.Spec.CDROMs...)
+	for i := range r.Spec.CDROMs {
+		if path := r.Spec.CDROMs[i].Source.Path; path != "" {
+			source, err := here(path)
+			if err != nil {
+				return nil, err
+			}
+			r.Spec.CDROMs[i].Source = source
+		}
 	}
 	if b := guest.Spec.Boot; b != nil {
 		boot := *b
