@@ -360,7 +360,7 @@ func (w *writer) routing(networks []plugins.NetworkSpec) {
 		}
 	}
 	w.shut()
-	w.open("chain masquerade")
+	w.open("chain outward")
 	w.line("type nat hook postrouting priority 100; policy accept;")
 	for _, n := range networks {
 		if !n.NAT {

@@ -138,8 +138,13 @@ func (s *station) route(via string) {
 // address gives the station one more.
 func (s *station) address(text string) {
 	s.t.Helper()
+	s.addressOn("eth0", text)
+}
+
+func (s *station) addressOn(device, text string) {
+	s.t.Helper()
 	h := handleIn(s.t, s.path)
-	mine, err := h.LinkByName("eth0")
+	mine, err := h.LinkByName(device)
 	check(s.t, err)
 	a, err := netlink.ParseAddr(text)
 	check(s.t, err)

@@ -26,7 +26,8 @@ type Network struct {
 	bridges *drawer
 	domains *drawer
 	state   *drawer
-	mu      sync.Mutex // serializes changes
+	mu      sync.Mutex // serializes changes; guards cut
+	cut     func(bool) // see CutWhenTried
 }
 
 var _ plugins.Network = (*Network)(nil)
@@ -151,7 +152,18 @@ func (n *Network) Ensure(ctx context.Context, spec plugins.NetworkSpec, try bool
 	if err := n.state.put(memoryName, m); err != nil {
 		return false, err
 	}
+	if n.cut != nil {
+		n.cut(true)
+	}
 	return true, n.bridges.put(spec.Bridge, r)
+}
+
+// CutWhenTried makes every change that needs a trial cut the machine off: f is
+// told true when it is made and false when it is taken back. nil ends it.
+func (n *Network) CutWhenTried(f func(cut bool)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cut = f
 }
 
 func sameJSON(a, b any) bool {
@@ -177,6 +189,9 @@ func (n *Network) Settle(_ context.Context, keep bool) error {
 		m.Reverted = map[string]uint64{}
 	}
 	m.Reverted[m.Trial] = m.Revision
+	if n.cut != nil {
+		n.cut(false)
+	}
 	return n.takeBack(m)
 }
 
