@@ -16,6 +16,9 @@ import (
 // consoleBytesMax is the longest message of a console's client.
 const consoleBytesMax = 64 << 10
 
+// catchUpMax is how long the end of a console waits for the reason of it.
+const catchUpMax = time.Second
+
 // displayProtocol is the subprotocol that VNC viewers in browsers ask for.
 const displayProtocol = "binary"
 
@@ -154,6 +157,16 @@ func sendBytes(ctx context.Context, conn *websocket.Conn, data []byte) error {
 	return conn.Write(ctx, websocket.MessageBinary, data)
 }
 
+// catchUp makes the local replica as new as the cluster, if that is possible
+// soon.
+func (x *exchange) catchUp() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx()), catchUpMax)
+	defer cancel()
+	if index, err := x.s.cfg.Cluster.ReadIndex(ctx); err == nil {
+		_ = x.s.cfg.Cluster.State().Wait(ctx, index) // what is here has to do
+	}
+}
+
 // untilCut blocks until one side of the console has ended, or the VM has
 // another owner, or the key is revoked, or the node shuts down. It says how to
 // close the WebSocket.
@@ -162,6 +175,9 @@ func (x *exchange) untilCut(ended context.Context, instance *api.Instance) (webs
 	defer check.Stop()
 	for {
 		over := ended.Err() != nil
+		if over {
+			x.catchUp() // the end of a guest that moved may be heard before the move
+		}
 		view := x.s.cfg.Cluster.State().Read()
 		now := fsm.Instances.Get(view, instance.Name)
 		switch err := x.stillIn(view); {

@@ -56,7 +56,9 @@ unix socket is yours alone.`,
 				return a.serveDisplay(ctx, c, args[0], o.listen)
 			}
 			conn, err := openMoving(ctx, a.notef, func(again bool) (io.ReadWriteCloser, error) {
-				return c.Console(ctx, a.tenantName(), args[0], o.replay && !again)
+				// The log of the other node begins with the guest's arrival there:
+				// shown from its beginning, nothing is missed.
+				return c.Console(ctx, a.tenantName(), args[0], o.replay || again)
 			})
 			if err != nil {
 				return err

@@ -39,6 +39,7 @@ func sections() []section {
 		{"failover", "leader killed to the next committed write", failover},
 		{"idle", "memory and processor of an idle node, size of the binary", idle},
 		{"image", "a 1 GiB image next to cp and sha256sum, and a clone of it", imported},
+		{"statistics", "a reading of the counters of 500 VMs", statistics},
 		{"large", "restart of a node that holds 100,000 VMs", large},
 	}
 }
