@@ -9,10 +9,8 @@ import (
 	"image/png"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -98,65 +96,4 @@ func openWithTicket(ctx context.Context, t *testing.T, c *harness.Cluster, node 
 		err = fmt.Errorf("status %d: %w", resp.StatusCode, err)
 	}
 	return conn, err
-}
-
-// TestConsolesFollowTheirVM migrates a VM whose serial console is open, and
-// types into it on the other node.
-func TestConsolesFollowTheirVM(t *testing.T) {
-	t.Parallel()
-	c := harness.Start(t, harness.Options{})
-	c.Must("vm", "create", "web", "--cpus", "1", "--memory", "128MiB", "--wait")
-	const typed = "simulated guest read: after the move"
-	viewer := command(t, c, "vm", "console", "web", "--replay", "--no-input", "--until", typed, "--timeout", "3m")
-	var out, notes safeText
-	viewer.Stdout, viewer.Stderr = &out, &notes
-	if err := viewer.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- viewer.Wait() }()
-	harness.Until(t, time.Minute, "the console shows the guest", func() (bool, string) { return strings.Contains(out.String(), "tick"), out.String() })
-	c.Must("vm", "migrate", "web")
-	typist := command(t, c, "vm", "console", "web", "--until", typed, "--timeout", "1m")
-	typist.Stdin = strings.NewReader("after the move\n")
-	if said, err := typist.CombinedOutput(); err != nil {
-		t.Fatalf("type on the other node: %v: %s", err, said)
-	}
-	select {
-	case err := <-ended:
-		if err != nil || !strings.Contains(notes.String(), "moved to another node") {
-			t.Errorf("the console that was open: %v\n%s\n%s", err, out.String(), notes.String())
-		}
-	case <-time.After(2 * time.Minute):
-		_ = viewer.Process.Kill()
-		t.Fatalf("the console did not follow: %s\n%s", out.String(), notes.String())
-	}
-}
-
-// command is a command of debvisor that is not waited for.
-func command(t *testing.T, c *harness.Cluster, args ...string) *exec.Cmd {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), harness.Binary(t), args...)
-	cmd.Env = append(os.Environ(), "DEBVISOR_ADDR="+strings.Join(c.Addresses(), ","), "DEBVISOR_CACERT="+c.CAFile(), "DEBVISOR_KEY="+c.Key())
-	return cmd
-}
-
-// safeText is what a process prints while it is read.
-type safeText struct {
-	mu   sync.Mutex // guards text
-	text strings.Builder
-}
-
-// Write implements io.Writer.
-func (s *safeText) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(p)
-}
-
-// String is what was printed so far.
-func (s *safeText) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
 }
