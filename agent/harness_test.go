@@ -176,7 +176,7 @@ func (h *host) launch() {
 	h.open()
 	config := agent.Config{ID: h.id, Name: h.name, DataDir: h.dir, Address: "127.0.0.1:1", Cluster: h.log,
 		Hypervisor: h.hv, Updater: h.hv, Storage: map[string]plugins.Storage{api.PoolDir: h.storage}, Network: h.network, Timings: h.timings,
-		Volumes: map[string]plugins.Volumes{api.PoolDir: h.storage}, Disks: h.hv, Snapshots: h.hv,
+		Volumes: map[string]plugins.Volumes{api.PoolDir: h.storage}, Disks: h.hv, Snapshots: h.hv, Guests: h.hv,
 		Screens: h.hv, Logs: h.hv, Meter: h.hv,
 		Fetch: h.fetchImage, Migrator: h.hv, Peer: h.peer,
 		Stagers: map[string]plugins.Stager{api.PoolDir: h.storage}, Templates: map[string]plugins.Templates{api.PoolDir: h.storage},

@@ -150,7 +150,7 @@ func (a *Agent) quiesced(ctx context.Context, spec plugins.SnapshotSpec, report 
 	if a.config.Guests == nil {
 		return api.Errorf(api.CodeConflict, "this node cannot ask guests' agents")
 	}
-	_, err := a.config.Guests.FreezeGuest(ctx, spec.DomainID, freezeLimit)
+	frozen, err := a.config.Guests.FreezeGuest(ctx, spec.DomainID, freezeLimit)
 	if err != nil && !lenient {
 		return fmt.Errorf("freeze the guest: %w", err)
 	}
@@ -166,7 +166,7 @@ func (a *Agent) quiesced(ctx context.Context, spec plugins.SnapshotSpec, report 
 	switch {
 	case err != nil:
 		return err
-	case failed == nil && thawed > 0:
+	case failed == nil && thawed >= frozen: // a guest may have none
 		return nil
 	case lenient:
 		report.Quiesced, report.Reason = false, "not quiesced: the guest thawed before the snapshot was taken"

@@ -12,7 +12,7 @@ const (
 
 // Limits of what is asked of a guest's agent.
 const (
-	GuestPasswordMax    = 1024
+	GuestPasswordMax    = 256
 	GuestAccountMax     = 64
 	GuestFilesystemsMax = 64
 	GuestFreezeDefault  = 30 * time.Second // until the file systems thaw by themselves
@@ -84,4 +84,17 @@ func (s *GuestPasswordSet) Validate() error {
 type GuestFreezing struct {
 	Filesystems int           `json:"filesystems"`       // that were frozen or thawed
 	Limit       time.Duration `json:"limit_ns,omitzero"` // after which they thaw by themselves
+}
+
+// GuestRequest is one call of a guest's agent.
+type GuestRequest struct {
+	Call     string            `json:"call,omitzero"`     // as in GuestCall; empty: only tell about the guest
+	Limit    time.Duration     `json:"limit_ns,omitzero"` // of a freeze
+	Password *GuestPasswordSet `json:"password,omitzero"`
+}
+
+// GuestAnswer is what came of it.
+type GuestAnswer struct {
+	Info     *GuestInfo     `json:"info,omitzero"`
+	Freezing *GuestFreezing `json:"freezing,omitzero"`
 }

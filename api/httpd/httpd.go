@@ -118,6 +118,7 @@ type Config struct {
 	Cluster    Cluster
 	Journal    Journal
 	Consoles   Consoles
+	Guests     Guests // nil: guests' agents cannot be asked
 	Stats      Stats
 	Images     Images
 	Status     func(ctx context.Context) (*api.ClusterStatus, error)

@@ -111,6 +111,7 @@ func (s *Server) register() error {
 		s.registerVMs, s.registerVolumes,
 		s.registerMigration,
 		s.registerSnapshots,
+		s.registerGuests,
 		s.registerConsoles,
 		s.registerStats,
 		s.registerNodes,

@@ -186,7 +186,7 @@ func openNode(a *app, config nodeConfig) (*node, error) {
 func (n *node) assemble() error {
 	n.tunnels = &tunnels{server: n.server, logger: n.logger.Named("tunnel"), services: map[string]tunnelService{
 		tunnelConsole: n.serveConsole, tunnelScreen: n.serveScreenshot, tunnelLog: n.serveLog, tunnelTicket: n.serveTicket, tunnelStats: n.serveStats,
-		tunnelImage: n.serveImage, tunnelRenew: n.serveRenewals, tunnelStatus: n.serveStatus, tunnelMigrate: n.serveMigration,
+		tunnelImage: n.serveImage, tunnelRenew: n.serveRenewals, tunnelStatus: n.serveStatus, tunnelGuest: n.serveGuest, tunnelMigrate: n.serveMigration,
 	}}
 	n.gossip = &gossiper{server: n.server, logger: n.logger.Named("gossip")}
 	n.renewals = &renewals{node: n}

@@ -147,6 +147,7 @@ func (n *node) openSimulator() (*machine, error) {
 		logs:       hypervisor,
 		meter:      hypervisor,
 		snapshots:  hypervisor,
+		guests:     hypervisor,
 	}, nil
 }
 
@@ -159,6 +160,7 @@ func (n *node) openLibvirt() (*machine, error) {
 	socket := cmp.Or(n.config.LibvirtSocket, libvirt.DefaultSocket)
 	hypervisor, err := libvirt.Open(libvirt.Config{
 		Socket: socket, ClusterID: n.server.ClusterID(), StateDir: filepath.Join(n.config.DataDir, dirDomains), Logger: n.logger.Named("libvirt"),
+		Guard: libvirt.GuardProgram(guardWord),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open libvirt: %w", err)
@@ -183,6 +185,7 @@ func (n *node) openLibvirt() (*machine, error) {
 		logs:       hypervisor,
 		meter:      hypervisor,
 		snapshots:  hypervisor,
+		guests:     hypervisor,
 	}, nil
 }
 

@@ -63,6 +63,7 @@ func rootCommand(a *app) *cobra.Command {
 		tenantCommand(a), keyCommand(a), roleCommand(a), taskCommand(a))
 	inGroup(root, groupCluster, clusterCommand(a), nodeCommand(a), balanceCommand(a), topCommand(a), eventsCommand(a), whyCommand(a), historyCommand(a),
 		diffCommand(a), revertCommand(a), auditCommand(a), canCommand(a))
+	root.AddCommand(guardCommand())
 	inGroup(root, groupNode, devCommand(a), initCommand(a), joinCommand(a), agentCommand(a), doctorCommand(a))
 	root.AddCommand(versionCommand(a))
 	finishCommands(root)

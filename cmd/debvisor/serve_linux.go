@@ -26,6 +26,7 @@ func (n *node) newAPI(registry *prometheus.Registry) (*httpd.Server, error) {
 		Cluster:       replica{n.server},
 		Journal:       history{n.server.Journal(), n.server},
 		Consoles:      consoles{n},
+		Guests:        guestAgents{n},
 		Stats:         nodeStatistics{n},
 		Redeem:        n.redeemTicket,
 		Images:        imageStore{n},

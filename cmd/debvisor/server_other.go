@@ -19,6 +19,12 @@ func linuxOnly(use, short string) *cobra.Command {
 	}
 }
 
+func guardCommand() *cobra.Command {
+	cmd := linuxOnly("thaw-guard SOCKET ID LIMIT", "Thaw a frozen guest when its time is over")
+	cmd.Hidden = true
+	return cmd
+}
+
 func devCommand(*app) *cobra.Command  { return linuxOnly("dev", "Run a whole cluster on this machine") }
 func initCommand(*app) *cobra.Command { return linuxOnly("init", "Make this machine the first node") }
 func joinCommand(*app) *cobra.Command {

@@ -168,7 +168,7 @@ func vmCommand(a *app) *cobra.Command {
 				return c.RestartVM(ctx, a.tenantName(), name, force, o...)
 			},
 		}),
-		migrateCommand(a), n.deleteCommand(a, ", the disks made for them and their snapshots"), snapshotCommand(a), consoleCommand(a), logCommand(a), screenshotCommand(a), vmStatsCommand(a))
+		migrateCommand(a), n.deleteCommand(a, ", the disks made for them and their snapshots"), snapshotCommand(a), guestCommand(a), consoleCommand(a), logCommand(a), screenshotCommand(a), vmStatsCommand(a))
 }
 
 // power is one of the verbs that change whether a guest executes.

@@ -13,6 +13,10 @@ hostname tiny
 ip link set lo up
 for nic in /sys/class/net/eth*; do [ -e $nic ] && ip link set ${nic##*/} up; done
 for a in $(cat /proc/cmdline); do case $a in ip=*) ip addr add ${a#ip=} dev eth0 ;; esac; done
+# The agent answers on the port that is named after it.
+for port in /sys/class/virtio-ports/*; do
+  [ "$(cat $port/name 2>/dev/null)" = org.qemu.guest_agent.0 ] && /usr/sbin/qemu-ga -m virtio-serial -p /dev/${port##*/} -d -l /tmp/qemu-ga.log -f /run/qemu-ga.pid -t /run
+done
 # A seed is a CD-ROM; its drive may show up late.
 for try in 1 2 3 4 5 6 7 8 9 10; do
   [ -e /sys/class/block/sr0 ] && break

@@ -88,7 +88,7 @@ func TinyGuestFor(t testing.TB) Guest {
 
 // guestVersion changes with what goes into the guest.
 func guestVersion() string {
-	sum := sha256.Sum256([]byte(guestInit + bootConfig + strings.Join(guestModules(), " ")))
+	sum := sha256.Sum256([]byte(guestInit + bootConfig + agentProgram + strings.Join(guestModules(), " ")))
 	return hex.EncodeToString(sum[:])
 }
 
@@ -171,7 +171,7 @@ func download(ctx context.Context, work string) error {
 	if kernel == "" {
 		return errors.New("the package linux-image-cloud-amd64 names no kernel")
 	}
-	return run(ctx, work, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", kernel, "busybox-static")
+	return run(ctx, work, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", kernel, "busybox-static", "qemu-guest-agent")
 }
 
 func buildInitrd(root string) ([]byte, error) {
@@ -199,6 +199,9 @@ func buildInitrd(root string) ([]byte, error) {
 	c.add("dev/console", cpioNode|0o600, nil, [2]uint32{5, 1})
 	c.file("init", 0o755, []byte(guestInit))
 	c.file("bin/busybox", 0o755, busybox)
+	if err := addAgent(c, root); err != nil {
+		return nil, err
+	}
 	c.file("etc/acpi/PWRF/00000080", 0o755, []byte("#!/bin/sh\necho POWER-BUTTON >/dev/ttyS0\nsync\nexec /bin/busybox poweroff -f\n"))
 	names := ""
 	for _, m := range modules {

@@ -31,11 +31,12 @@ const (
 
 // Config says which daemon to use and how. ClusterID and StateDir are needed.
 type Config struct {
-	Socket      string // path of the daemon's unix socket; empty: DefaultSocket
-	ClusterID   string // the mark of our domains
-	StateDir    string // absolute; made when missing; QEMU must be able to enter it
-	Accel       string // AccelAuto (or empty), AccelKVM or AccelTCG
-	FirmwareDir string // of UEFI; empty: where Debian's package ovmf puts it
+	Socket      string   // path of the daemon's unix socket; empty: DefaultSocket
+	ClusterID   string   // the mark of our domains
+	StateDir    string   // absolute; made when missing; QEMU must be able to enter it
+	Accel       string   // AccelAuto (or empty), AccelKVM or AccelTCG
+	FirmwareDir string   // of UEFI; empty: where Debian's package ovmf puts it
+	Guard       []string // program and first arguments that run Guard; nil: guests are not frozen
 	Logger      hclog.Logger
 }
 
@@ -43,6 +44,7 @@ type Config struct {
 // connection broke. It is safe for use from several goroutines.
 type Hypervisor struct {
 	config Config
+	guards guards
 	locks  locks // per domain: Start, Stop's end and Remove exclude each other
 
 	mu       sync.Mutex // guards below

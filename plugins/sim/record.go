@@ -20,6 +20,8 @@ type record struct {
 	Copies    []diskCopy `json:",omitempty"`
 	Memory    string     `json:",omitempty"` // what a test made the guest remember
 
+	FrozenUntil time.Time `json:",omitzero"` // file systems of the guest are frozen until then
+
 	Boot string `json:",omitempty"` // name of the disk that the guest has booted from
 
 	// What waits of the spec that Update was given last, and the disks that the
@@ -43,7 +45,7 @@ func (r *record) with(state, reason string) *record {
 // next start is from a new definition.
 func (r *record) ended(state, reason string) *record {
 	out := r.with(state, reason)
-	out.Memory = ""
+	out.Memory, out.FrozenUntil = "", time.Time{}
 	out.StartedAt, out.Drift, out.Copies, out.Pending, out.Held, out.Retry = time.Time{}, nil, nil, nil, nil, false
 	return out
 }
