@@ -78,6 +78,7 @@ type Config struct {
 	Stagers    map[string]plugins.Stager    // of the same drivers
 	Templates  map[string]plugins.Templates // of the same drivers
 	Network    plugins.Network
+	Foreign    plugins.Foreign     // nil: guests of others are not listed
 	Outbound   *http.Client        // for URLs that users name: guarded; nil: none is fetched
 	Snapshots  plugins.Snapshotter // nil: tasks about snapshots fail
 	Guests     plugins.GuestAgent  // nil: guests' agents are not asked

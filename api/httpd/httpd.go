@@ -121,6 +121,7 @@ type Config struct {
 	Guests     Guests // nil: guests' agents cannot be asked
 	Stats      Stats
 	Images     Images
+	Foreign    func(ctx context.Context, node string) (api.ForeignDomains, error) // guests that debvisor does not manage; nil: nobody knows
 	Status     func(ctx context.Context) (*api.ClusterStatus, error)
 	Ready      func() []string // reasons why this node does not serve; none when it does
 	Placements func(view *fsm.View, vms []*api.VM) []api.PlannedPlacement

@@ -123,7 +123,7 @@ func (s *Server) register() error {
 		s.registerApply,
 		s.registerHistory,
 		s.registerEvents,
-		s.registerTemplates, s.registerImages,
+		s.registerTemplates, s.registerForeign, s.registerImages,
 		s.registerCluster,
 		s.registerHealth,
 	} {

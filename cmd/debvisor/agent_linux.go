@@ -185,6 +185,7 @@ func openNode(a *app, config nodeConfig) (*node, error) {
 // assemble makes the parts that need the server.
 func (n *node) assemble() error {
 	n.tunnels = &tunnels{server: n.server, logger: n.logger.Named("tunnel"), services: map[string]tunnelService{
+		tunnelForeign: n.serveForeign,
 		tunnelConsole: n.serveConsole, tunnelScreen: n.serveScreenshot, tunnelLog: n.serveLog, tunnelTicket: n.serveTicket, tunnelStats: n.serveStats,
 		tunnelImage: n.serveImage, tunnelRenew: n.serveRenewals, tunnelStatus: n.serveStatus, tunnelGuest: n.serveGuest, tunnelMigrate: n.serveMigration,
 	}}

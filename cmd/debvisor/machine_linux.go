@@ -72,6 +72,7 @@ func (n *node) openMachine() error {
 		config.Snapshots, config.Guests = m.snapshots, m.guests
 		config.Storage = map[string]plugins.Storage{api.PoolDir: m.storage}
 		config.Volumes, config.Disks = map[string]plugins.Volumes{api.PoolDir: m.volumes}, m.disks
+		config.Foreign = m.foreign()
 		if images, ok := m.storage.(imageMaker); ok {
 			config.Stagers = map[string]plugins.Stager{api.PoolDir: images}
 			config.Templates = map[string]plugins.Templates{api.PoolDir: images}

@@ -76,7 +76,7 @@ func poolText(pools []api.PoolStatus) string {
 }
 
 func nodeCommand(a *app) *cobra.Command {
-	return nodes().command(a, tokenCommand(a), removeNodeCommand(a),
+	return nodes().command(a, tokenCommand(a), removeNodeCommand(a), nodeDomainsCommand(a),
 		scheduleCommand(a, "cordon", nil, "Keep new VMs away from a node", true),
 		scheduleCommand(a, "uncordon", []string{"undrain"}, "Let new VMs onto a node again, and end its maintenance", false), drainCommand(a),
 		labelNodeCommand(a), confirmOffCommand(a), nodeStatsCommand(a))

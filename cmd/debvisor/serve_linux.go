@@ -30,6 +30,7 @@ func (n *node) newAPI(registry *prometheus.Registry) (*httpd.Server, error) {
 		Stats:         nodeStatistics{n},
 		Redeem:        n.redeemTicket,
 		Images:        imageStore{n},
+		Foreign:       n.ForeignDomains,
 		Status:        n.clusterStatus,
 		Ready:         n.unready,
 		Placements:    plannedPlacements,

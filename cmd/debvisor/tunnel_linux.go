@@ -35,6 +35,7 @@ const (
 	tunnelLog     = "console-log"    // argument: logRequest
 	tunnelStats   = "stats"          // argument: statsRequest
 	tunnelTicket  = "console-ticket" // argument: httpd.TicketClaim
+	tunnelForeign = "foreign"        // the node's guests that debvisor does not manage
 	tunnelImage   = "image"          // argument: imageRequest
 	tunnelRenew   = "renew"          // leases: a line with a renewal each way, many times
 	tunnelMigrate = "migrate"        // argument: agent.MigrationStream

@@ -184,3 +184,24 @@ func TestTemplatesKeepTheirContract(t *testing.T) {
 		return s
 	})
 }
+
+func TestForeignGuestsAreListed(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	plugintest.Foreign(t, plugintest.ForeignGuests{
+		Open: func(t testing.TB) interface {
+			plugins.Hypervisor
+			plugins.Foreign
+		} {
+			return m.open(t).(*sim.Hypervisor)
+		},
+		Spec: m.spec,
+		Make: func(t testing.TB, name string) string {
+			id := uuid.NewString()
+			if err := m.last.AddForeign(api.ForeignDomain{ID: id, Name: name, State: api.InstanceRunning, CPUs: 1, MemoryBytes: api.GiB}); err != nil {
+				t.Fatal(err)
+			}
+			return id
+		},
+	})
+}
