@@ -93,7 +93,7 @@ func (s *Server) leadersOnly(e *fsm.Entry) bool {
 func ofAgents(op string) bool {
 	switch op {
 	case fsm.RegisterNode.Op(), fsm.ReportNode.Op(), fsm.ReportInstance.Op(), fsm.ForgetInstance.Op(), fsm.ReportReplica.Op(),
-		fsm.ForgetReplica.Op(), fsm.MakeImage.Op(), fsm.ReportTask.Op(), fsm.ReleaseTask.Op(), fsm.FinishTask.Op():
+		fsm.SizeReplica.Op(), fsm.MoveVolume.Op(), fsm.ForgetReplica.Op(), fsm.MakeImage.Op(), fsm.ReportTask.Op(), fsm.ReleaseTask.Op(), fsm.FinishTask.Op():
 		return true
 	}
 	return false
