@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -287,10 +288,10 @@ func (a *Agent) measureNode(ctx context.Context) error {
 
 // nodeReport measures. known is false when nothing is known of the machine.
 func (a *Agent) nodeReport(ctx context.Context, row *api.Node, epoch uint64) (report fsm.NodeReport, known bool) {
-	report = fsm.NodeReport{Node: a.config.Name, Epoch: epoch, Hypervisor: row.Hypervisor, Capacity: row.Capacity}
+	report = fsm.NodeReport{Node: a.config.Name, Epoch: epoch, Hypervisor: row.Hypervisor, Capacity: row.Capacity, CPUModels: row.CPUModels}
 	probe, lost := a.domains.machine()
 	if probe.Info.Driver != "" {
-		report.Hypervisor, report.Capacity = probe.Info, probe.Capacity
+		report.Hypervisor, report.Capacity, report.CPUModels = probe.Info, probe.Capacity, probe.CPUModels
 	}
 	if lost != nil {
 		if probe.Info.Driver == "" && a.domains.lostFor(a.config.Clock()) == 0 {
@@ -329,7 +330,7 @@ func (a *Agent) poolStatus(ctx context.Context, view *fsm.View, name string) api
 // nodeChanges compares a report with what is known: whether free space moved
 // by as much as counts, and whether anything else is new.
 func nodeChanges(row *api.Node, report fsm.NodeReport) (free, other bool) {
-	if row.Hypervisor != report.Hypervisor || row.Capacity != report.Capacity || len(row.Pools) != len(report.Pools) || !row.Network.Equal(&report.Network) {
+	if row.Hypervisor != report.Hypervisor || row.Capacity != report.Capacity || !slices.Equal(row.CPUModels, report.CPUModels) || len(row.Pools) != len(report.Pools) || !row.Network.Equal(&report.Network) {
 		return false, true
 	}
 	for i, now := range report.Pools {

@@ -159,7 +159,7 @@ func (a *Agent) resolve(ctx context.Context, s *sight) (plugins.DomainSpec, []st
 	vm := s.vm
 	spec := plugins.DomainSpec{
 		ID: vm.ID, Name: vm.Tenant + "." + vm.Name, Gen: s.row.Gen, SpecRevision: vm.Modified,
-		CPUs: vm.CPUs, CPUsMax: vm.CPUsMax, CPU: plugins.CPUSpec{Model: vm.CPUModel}, Topology: vm.CPUTopology,
+		CPUs: vm.CPUs, CPUsMax: vm.CPUsMax, CPU: plugins.CPUSpec{Model: vm.GuestCPU(a.baseline(s.view))}, Topology: vm.CPUTopology,
 		MemoryBytes: vm.MemoryBytes, MemoryMaxBytes: vm.MemoryMax, Machine: vm.Machine, TPM: vm.TPM, NoRNG: vm.RNG == api.Off,
 		Firmware: orElse(vm.Firmware, "bios"), SeedID: vm.ID,
 	}
@@ -280,4 +280,13 @@ func (a *Agent) bringImage(ctx context.Context, s *sight, name string) (plugins.
 		return stored, fmt.Errorf("bring image %s: %w", key, err)
 	}
 	return stored, nil
+}
+
+// baseline is the CPU of guests whose VM names none.
+func (a *Agent) baseline(view *fsm.View) string {
+	var nodes []*api.Node
+	for n := range fsm.Nodes.All(view) {
+		nodes = append(nodes, n)
+	}
+	return api.CPUBaseline(fsm.Configs.Get(view, api.ConfigName), nodes)
 }

@@ -43,6 +43,7 @@ type Config struct {
 	CopiesPerNode     int           `json:"copies_per_node,omitzero"`      // volumes that one node copies at a time; 0 means 8
 	PoolWarnPercent   int           `json:"pool_warn_percent,omitzero"`    // a pool that is used to so much is warned of; 0 means 80
 	PoolFullPercent   int           `json:"pool_full_percent,omitzero"`    // one that is used to so much is warned of as nearly full; 0 means 90
+	CPUBaseline       string        `json:"cpu_baseline,omitzero"`         // CPU model of guests whose VM names none; empty: the best level of x86-64 that all nodes with KVM can give
 	Voters            int           `json:"voters,omitzero"`               // wanted number of voters, odd; 0 means as many as fit, at most 7
 	MovesPerNode      int           `json:"moves_per_node,omitzero"`       // live migrations that one node takes part in at a time during a drain or a balancing; 0 means 2
 }
@@ -80,6 +81,9 @@ func (c *Config) Validate() error {
 	}
 	if d := c.WithDefaults(); d.PoolWarnPercent < 1 || d.PoolFullPercent > PercentMax || d.PoolWarnPercent > d.PoolFullPercent {
 		p.add("pool_warn_percent", "is %d, and pool_full_percent is %d", d.PoolWarnPercent, d.PoolFullPercent).Allow("1 to %d, the warning first", PercentMax)
+	}
+	if c.CPUBaseline != "" {
+		p.addErr(CheckCPUModel("cpu_baseline", c.CPUBaseline))
 	}
 	if v := c.Voters; v != 0 && (v < 1 || v > VotersMax || v%2 == 0) {
 		p.add("voters", "is %d", v).Allow("1, 3, 5 or 7")

@@ -30,6 +30,7 @@ type Node struct {
 	Version        string         `json:"version,omitzero"`         // of its binary
 	ClusterVersion uint32         `json:"cluster_version,omitzero"` // highest cluster version its binary understands
 	Hypervisor     HypervisorInfo `json:"hypervisor,omitzero"`
+	CPUModels      []string       `json:"cpu_models,omitzero"` // that it can give to guests, in order
 	Capacity       Capacity       `json:"capacity,omitzero"`
 	Pools          []PoolStatus   `json:"pools,omitzero"` // pools this node has, as it last measured them
 	Network        NodeNetwork    `json:"network,omitzero"`

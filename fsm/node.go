@@ -117,6 +117,7 @@ type NodeReport struct {
 	Epoch      uint64             `json:"epoch"`
 	Hypervisor api.HypervisorInfo `json:"hypervisor"`
 	Capacity   api.Capacity       `json:"capacity"`
+	CPUModels  []string           `json:"cpu_models,omitzero"`
 	Pools      []api.PoolStatus   `json:"pools,omitzero"`
 	Network    api.NodeNetwork    `json:"network,omitzero"`
 }
@@ -133,6 +134,14 @@ var ReportNode = transition("node.report", Nodes, func(tx *Tx, in NodeReport) (*
 	if len(in.Pools) > PoolsPerNodeMax {
 		return nil, api.Errorf(api.CodeLimit, "reports %d pools", len(in.Pools)).Allow("at most %d", PoolsPerNodeMax).On(api.KindNode, in.Node)
 	}
+	if len(in.CPUModels) > api.CPUModelsMax {
+		return nil, api.Errorf(api.CodeLimit, "lists %d CPU models", len(in.CPUModels)).Allow("at most %d", api.CPUModelsMax).On(api.KindNode, in.Node)
+	}
+	for _, model := range in.CPUModels {
+		if err := api.CheckCPUModel("cpu_models", model); err != nil {
+			return nil, err.On(api.KindNode, in.Node)
+		}
+	}
 	if c := in.Capacity; c.CPUs < 0 || c.CPUs > NodeCPUsMax || c.MemoryBytes < 0 || c.MemoryBytes > NodeMemoryMax {
 		return nil, api.Invalid("capacity", "is %d CPUs and %d bytes", c.CPUs, c.MemoryBytes).
 			Allow("0 to %d CPUs and 0 to %d bytes", NodeCPUsMax, NodeMemoryMax).On(api.KindNode, in.Node)
@@ -142,7 +151,7 @@ var ReportNode = transition("node.report", Nodes, func(tx *Tx, in NodeReport) (*
 	h.Driver, h.Acceleration = api.CleanText(h.Driver, api.NameLengthMax), api.CleanText(h.Acceleration, api.NameLengthMax)
 	h.Version, h.Reason = api.CleanText(h.Version, api.TextLengthMax), api.CleanText(h.Reason, api.TextLengthMax)
 	h.Architecture, h.CPUModel = api.CleanText(h.Architecture, api.NameLengthMax), api.CleanText(h.CPUModel, api.NameLengthMax)
-	n.Hypervisor, n.Capacity, n.Pools = h, in.Capacity, slices.Clone(in.Pools)
+	n.Hypervisor, n.Capacity, n.Pools, n.CPUModels = h, in.Capacity, slices.Clone(in.Pools), in.CPUModels
 	for i := range n.Pools {
 		p := &n.Pools[i]
 		p.Warning = api.CleanText(p.Warning, api.TextLengthMax)

@@ -63,6 +63,9 @@ type Hypervisor interface {
 type Probe struct {
 	Info     api.HypervisorInfo
 	Capacity api.Capacity
+	// CPUModels are those that guests can be given, in order: levels of x86-64, and
+	// models by the hypervisor's own names. At most api.CPUModelsMax.
+	CPUModels []string
 }
 
 // Domain is one guest as the hypervisor sees it now.

@@ -90,6 +90,7 @@ var kindBlocks = map[string]*block{
 		attribute{name: "copies_per_node", shape: integer},
 		attribute{name: "pool_warn_percent", shape: integer},
 		attribute{name: "pool_full_percent", shape: integer},
+		attribute{name: "cpu_baseline"},
 		attribute{name: "voters", shape: integer},
 		attribute{name: "moves_per_node", shape: integer}),
 	api.KindTenant: tenantBlock(),

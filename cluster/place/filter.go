@@ -16,7 +16,7 @@ type filter struct {
 	many   string                       // for the summary, after a number
 }
 
-const filterCount = 14
+const filterCount = 16
 
 // filters come in the order in which a node's first reason is looked for: what
 // an operator must mend first, then what the VM asks, then room.
@@ -32,6 +32,8 @@ var filters = [filterCount]filter{
 	{passes: hasPools, why: whyPools, one: "lacks a pool", many: "lack a pool"},
 	{passes: meetsAffinity, why: whyAffinity, one: "runs none of the VMs that it must be near", many: "run none of the VMs that it must be near"},
 	{passes: meetsAntiAffinity, why: whyAntiAffinity, one: "runs a VM that it must be apart from", many: "run a VM that it must be apart from"},
+	{passes: givesCPU, why: whyCPUModel, one: "cannot give the VM's CPU model", many: "cannot give the VM's CPU model"},
+	{passes: givesTPM, why: whyTPM, one: "cannot give a TPM", many: "cannot give a TPM"},
 	{passes: hasMemory, why: whyMemory, one: "is full (memory)", many: "are full (memory)"},
 	{passes: hasCPU, why: whyCPU, one: "is full (CPU)", many: "are full (CPU)"},
 	{passes: hasSpace, why: whySpace, one: "has too little space in a pool", many: "have too little space in a pool"},
@@ -204,6 +206,32 @@ func whyAntiAffinity(r *request, h *host) string {
 		}
 	}
 	return text
+}
+
+// givesCPU lets a node pass that has not said what it can give: its start
+// tells then.
+func givesCPU(r *request, h *host) bool {
+	return r.cpu == "" || len(h.row.CPUModels) == 0 || slices.Contains(h.row.CPUModels, r.cpu)
+}
+
+func whyCPUModel(r *request, h *host) string {
+	best := "none of x86-64's levels"
+	for _, level := range api.CPULevels() {
+		if slices.Contains(h.row.CPUModels, level) {
+			best = "up to " + level
+		}
+	}
+	whose := "the VM's"
+	if r.vm.CPUModel == "" {
+		whose = "the cluster's baseline"
+	}
+	return fmt.Sprintf("CPU model: %s (%s) is more than its CPU has, which gives %s", r.cpu, whose, best)
+}
+
+func givesTPM(r *request, h *host) bool { return !r.vm.TPM || h.row.Hypervisor.TPM }
+
+func whyTPM(*request, *host) string {
+	return "TPM: the VM asks for one, and swtpm is not installed there"
 }
 
 func hasMemory(r *request, h *host) bool { return h.memory+r.memory <= h.memoryLimit }

@@ -109,7 +109,7 @@ func (r *request) moveReasons(from, h *host, m Move) []string {
 	differs("hypervisor", a.Driver, b.Driver)
 	differs("acceleration", a.Acceleration, b.Acceleration)
 	differs("architecture", a.Architecture, b.Architecture)
-	if a.Acceleration == "kvm" { // the guest sees the machine's own CPU
+	if a.Acceleration == "kvm" && r.cpu == "" { // the guest sees the machine's own CPU; a model by name is a filter's
 		differs("CPU model", a.CPUModel, b.CPUModel)
 	}
 	if !m.CopyStorage && !hasVolumes(r, h) {

@@ -50,6 +50,7 @@ type Input struct {
 // several goroutines at once.
 type Cluster struct {
 	config   api.Config
+	baseline string  // CPU model of VMs that name none
 	nodes    []*host // by name: the order of the slice breaks ties
 	byName   map[string]*host
 	pools    map[string]*api.Pool
@@ -101,6 +102,7 @@ func New(in Input) *Cluster {
 		guests:   make(map[string]*guest, len(in.VMs)),
 		labels:   newLabelIndex(len(in.Nodes)),
 	}
+	c.baseline = api.CPUBaseline(&in.Config, in.Nodes)
 	for _, row := range in.Nodes {
 		h := c.newHost(row)
 		c.nodes, c.byName[row.Name] = append(c.nodes, h), h

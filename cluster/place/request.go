@@ -16,6 +16,7 @@ type request struct {
 	strategy string
 	cpus     int64
 	memory   int64
+	cpu      string // model; empty: any
 	broken   string // why no node at all can run it
 	pins     []pin
 	pools    []poolNeed
@@ -36,7 +37,7 @@ type poolNeed struct {
 }
 
 func (c *Cluster) newRequest(vm *api.VM) *request {
-	r := &request{c: c, vm: vm, strategy: vm.Placement.Strategy, cpus: int64(vm.CPUs), memory: vm.MostMemory()}
+	r := &request{c: c, vm: vm, strategy: vm.Placement.Strategy, cpus: int64(vm.CPUs), memory: vm.MostMemory(), cpu: vm.GuestCPU(c.baseline)}
 	if r.strategy == "" {
 		r.strategy = c.config.PlacementStrategy
 	}

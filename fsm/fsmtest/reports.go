@@ -110,6 +110,7 @@ func (g *Generator) reportNode() fsm.Entry {
 	name, epoch := g.liveNode()
 	return fsm.ReportNode.Entry(fsm.NodeReport{Node: name, Epoch: epoch,
 		Hypervisor: api.HypervisorInfo{Driver: "sim", Simulated: true, Healthy: true, Reason: g.text()},
+		CPUModels:  pick(g, nil, []string{api.CPULevel1, api.CPULevel2}, []string{"no model"}),
 		Capacity:   api.Capacity{CPUs: g.source.IntN(64), MemoryBytes: int64(g.source.IntN(64)) * api.GiB},
 		Pools:      []api.PoolStatus{{Pool: fsm.DefaultPool, FreeBytes: int64(g.source.IntN(1000))}},
 		Network:    api.NodeNetwork{Bridges: []api.BridgeStatus{{Name: "br0", Uplinks: []string{"eth0"}}}, Stateful: g.chance(2), Reason: g.text()}})

@@ -22,8 +22,9 @@ type acceleration struct {
 	virtType string // libvirt's word: kvm or qemu
 	emulator string
 	arch     string
-	reason   string // why it is not kvm
-	tpm      bool   // libvirt can emulate one
+	reason   string   // why it is not kvm
+	tpm      bool     // libvirt can emulate one
+	models   []string // of CPUs that guests can be given
 }
 
 // Probe implements plugins.Hypervisor.
@@ -56,7 +57,8 @@ func (h *Hypervisor) Probe(ctx context.Context) (plugins.Probe, error) {
 			Driver: "libvirt", Version: fmt.Sprintf("libvirt %s, QEMU %s", version(library), version(qemu)),
 			Acceleration: accel.name, Healthy: true, Reason: accel.reason, TPM: accel.tpm, Architecture: accel.arch,
 		},
-		Capacity: api.Capacity{CPUs: int(cpus), MemoryBytes: int64(memoryKiB) * api.KiB},
+		Capacity:  api.Capacity{CPUs: int(cpus), MemoryBytes: int64(memoryKiB) * api.KiB},
+		CPUModels: accel.models,
 	}, nil
 }
 
@@ -183,6 +185,10 @@ func domainCapabilities(ctx context.Context, c *conn, virtType string) (*acceler
 				Values []string `xml:"value"`
 			} `xml:"enum"`
 		} `xml:"devices>tpm"`
+		Models []struct {
+			Usable string `xml:"usable,attr"`
+			Name   string `xml:",chardata"`
+		} `xml:"cpu>mode>model"`
 	}
 	if err := xml.Unmarshal([]byte(text), &caps); err != nil {
 		return nil, fmt.Errorf("read libvirt's capabilities: %w", err)
@@ -194,7 +200,39 @@ func domainCapabilities(ctx context.Context, c *conn, virtType string) (*acceler
 	for _, e := range caps.TPM.Enums {
 		a.tpm = a.tpm || caps.TPM.Supported == "yes" && e.Name == "backendModel" && slices.Contains(e.Values, "emulator")
 	}
+	for _, m := range caps.Models {
+		if m.Usable == "yes" && api.CheckCPUModel("model", m.Name) == nil {
+			a.models = append(a.models, m.Name)
+		}
+	}
+	a.addLevels(ctx, c)
 	return a, nil
+}
+
+// addLevels asks libvirt which levels of x86-64 guests can be given here. One
+// that it cannot tell about is not offered.
+func (a *acceleration) addLevels(ctx context.Context, c *conn) {
+	for _, level := range api.CPULevels() {
+		text, err := xml.Marshal(struct {
+			XMLName xml.Name `xml:"cpu"`
+			cpuXML
+		}{cpuXML: *levelCPU(level)})
+		if err != nil {
+			break
+		}
+		var compared int32
+		err = c.call(ctx, func(l *libvirt.Libvirt) (err error) {
+			compared, err = l.ConnectCompareHypervisorCPU(libvirt.OptString{a.emulator}, libvirt.OptString{a.arch}, libvirt.OptString{"q35"},
+				libvirt.OptString{a.virtType}, string(text), 0)
+			return err
+		})
+		if err != nil || libvirt.CPUCompareResult(compared) <= libvirt.CPUCompareIncompatible {
+			break
+		}
+		a.models = append(a.models, level)
+	}
+	slices.Sort(a.models)
+	a.models = slices.Compact(a.models[:min(len(a.models), api.CPUModelsMax)])
 }
 
 // probeGuest starts a guest without disks that libvirt forgets at its end, and

@@ -78,8 +78,9 @@ func (h *Hypervisor) Probe(ctx context.Context) (plugins.Probe, error) {
 		return plugins.Probe{}, err
 	}
 	return plugins.Probe{
-		Info:     api.HypervisorInfo{Driver: driver, Version: "simulated", Acceleration: "none", Simulated: true, Healthy: true, TPM: true},
-		Capacity: api.Capacity{CPUs: h.config.CPUs, MemoryBytes: h.config.MemoryBytes},
+		Info:      api.HypervisorInfo{Driver: driver, Version: "simulated", Acceleration: "none", Simulated: true, Healthy: true, TPM: true},
+		Capacity:  api.Capacity{CPUs: h.config.CPUs, MemoryBytes: h.config.MemoryBytes},
+		CPUModels: api.CPULevels(),
 	}, nil
 }
 
