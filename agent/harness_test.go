@@ -57,8 +57,8 @@ func (l *log) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) {
 	}
 	if e.Op != fsm.RenewNodes.Op() {
 		l.proposed.Add(1)
-		if !strings.HasPrefix(e.By, "node:") { // as the leader demands of what nodes forward
-			return fsm.Outcome{}, api.Errorf(api.CodeForbidden, "%s is not in the name of a node", e.Op)
+		if !strings.HasPrefix(e.By, "node:") || !l.f.Agents(e.Op) { // as the leader demands of what nodes forward
+			return fsm.Outcome{}, api.Errorf(api.CodeForbidden, "%s is not in the name of a node, or not for agents to propose", e.Op)
 		}
 	}
 	if twist := l.twist.Load(); twist != nil {

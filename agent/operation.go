@@ -205,28 +205,3 @@ func (o *operation) tell(ctx context.Context, percent int, text string) {
 		o.a.log.Debug("progress not recorded", "task", o.task.Name, "error", err)
 	}
 }
-
-// note writes down, synced, how far the work on the VM's guest has come, for a
-// call after a crash of the agent. recall reads it.
-func (o *operation) note(v any) error {
-	raw, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	one, _ := o.a.records.find(o.id)
-	one.Task, one.Note = o.task.Name, raw
-	return o.a.records.put(o.id, one)
-}
-
-// recall reads what note wrote for this task. It reports whether there was
-// anything.
-func (o *operation) recall(v any) (bool, error) {
-	one, _ := o.a.records.find(o.id)
-	if one.Task != o.task.Name || len(one.Note) == 0 {
-		return false, nil
-	}
-	if err := json.Unmarshal(one.Note, v); err != nil {
-		return false, err
-	}
-	return true, nil
-}

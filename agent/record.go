@@ -35,10 +35,6 @@ type record struct {
 	// itself while the guest executes, and is brought to an end whatever becomes of
 	// the task that asked for it.
 	Move *diskMove `json:"move,omitzero"`
-
-	// Task is the last task that wrote a note, and Note how far it had come.
-	Task string          `json:"task,omitzero"`
-	Note json.RawMessage `json:"note,omitzero"`
 }
 
 // records are kept in memory and in one file each, named ID.json.

@@ -68,7 +68,7 @@ func (a *Agent) tryStart(ctx context.Context, s *sight, start func(context.Conte
 	}
 	defer release()
 	one, _ := a.records.find(s.id)
-	next := record{Gen: s.row.Gen, Volumes: union(one.Volumes, volumes), Task: one.Task, Note: one.Note, Move: one.Move}
+	next := record{Gen: s.row.Gen, Volumes: union(one.Volumes, volumes), Move: one.Move}
 	next.Ports = portsOf(s.view, s.vm)
 	for _, p := range next.Ports {
 		next.Bridges = append(next.Bridges, p.Bridge)

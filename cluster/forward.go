@@ -23,6 +23,9 @@ func (s *Server) authorize(e *fsm.Entry, from Peer) error {
 	case s.state.Users(e.Op):
 		return authorizeUser(e)
 	}
+	if !s.state.Agents(e.Op) {
+		return forbiddenEntry(e, "is proposed by the leader only")
+	}
 	return authorizeAgent(e, row)
 }
 
@@ -37,9 +40,6 @@ func authorizeUser(e *fsm.Entry) error {
 }
 
 func authorizeAgent(e *fsm.Entry, row *api.Node) error {
-	if !ofAgents(e.Op) {
-		return forbiddenEntry(e, "is proposed by the leader only")
-	}
 	if e.Auth != nil || e.By != "node:"+row.Name {
 		return forbiddenEntry(e, "is not in the name of node "+row.Name)
 	}
@@ -86,17 +86,7 @@ func (s *Server) leadersOnly(e *fsm.Entry) bool {
 	if s.state.Users(e.Op) {
 		return e.Auth == nil
 	}
-	return !ofAgents(e.Op)
-}
-
-// ofAgents reports whether agents propose the operation, about their own node.
-func ofAgents(op string) bool {
-	switch op {
-	case fsm.RegisterNode.Op(), fsm.ReportNode.Op(), fsm.ReportInstance.Op(), fsm.ForgetInstance.Op(), fsm.ReportReplica.Op(),
-		fsm.SizeReplica.Op(), fsm.MoveVolume.Op(), fsm.ForgetReplica.Op(), fsm.MakeImage.Op(), fsm.ReportTask.Op(), fsm.ReleaseTask.Op(), fsm.FinishTask.Op():
-		return true
-	}
-	return false
+	return !s.state.Agents(e.Op)
 }
 
 // follows reports whether this node knows of another that leads.

@@ -14,11 +14,12 @@ import (
 
 // Command is a named transition: the op of an entry, with its body's type.
 type Command[In any] struct {
-	op    string
-	since uint32 // cluster version that allows it
-	quiet bool   // leaves no record of its own, only its share of the next record's digest; needs no request ID
-	users bool   // users may propose it, not controllers and agents only
-	run   func(tx *Tx, in In) (any, *api.Error)
+	op     string
+	since  uint32 // cluster version that allows it
+	quiet  bool   // leaves no record of its own, only its share of the next record's digest; needs no request ID
+	users  bool   // users may propose it, not controllers and agents only
+	agents bool   // agents propose it, each about its own node: "node" in the body, or "id"
+	run    func(tx *Tx, in In) (any, *api.Error)
 }
 
 // Op is the operation's name on the log.
@@ -57,6 +58,9 @@ func effect[In any](op string, run func(tx *Tx, in In) *api.Error) Command[In] {
 
 // forUsers lets users propose the command.
 func (c Command[In]) forUsers() Command[In] { c.users = true; return c }
+
+// forAgents lets agents propose the command, each about its own node.
+func (c Command[In]) forAgents() Command[In] { c.agents = true; return c }
 
 // asDigest keeps the command's rows out of the journal.
 func (c Command[In]) asDigest() Command[In] { c.quiet = true; return c }
@@ -167,12 +171,13 @@ type anyTable interface {
 
 // anyCommand is a command with its types erased.
 type anyCommand struct {
-	op    string
-	since uint32
-	quiet bool
-	users bool
-	run   func(tx *Tx, body []byte) (any, *api.Error, error) // the last one: body not understood
-	check func(body []byte) error                            // whether run would understand the body
+	op     string
+	since  uint32
+	quiet  bool
+	users  bool
+	agents bool
+	run    func(tx *Tx, body []byte) (any, *api.Error, error) // the last one: body not understood
+	check  func(body []byte) error                            // whether run would understand the body
 }
 
 type erasable interface{ erase() anyCommand }
@@ -183,7 +188,7 @@ func (c Command[In]) erase() anyCommand {
 		var in In
 		return bodies.decode(body, &in)
 	}
-	return anyCommand{op: c.op, since: c.since, quiet: c.quiet, users: c.users, check: check, run: func(tx *Tx, body []byte) (any, *api.Error, error) {
+	return anyCommand{op: c.op, since: c.since, quiet: c.quiet, users: c.users, agents: c.agents, check: check, run: func(tx *Tx, body []byte) (any, *api.Error, error) {
 		var in In
 		if err := bodies.decode(body, &in); err != nil {
 			return nil, nil, fmt.Errorf("body of %s: %w (%w)", c.op, ErrUpgrade, err)

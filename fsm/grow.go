@@ -130,4 +130,4 @@ var SizeReplica = transition("replica.size", Replicas, func(tx *Tx, in ReplicaSi
 	r.Reason = api.CleanText(in.Reason, api.TextLengthMax)
 	r.SizeBytes, r.UsedBytes = max(r.SizeBytes, in.SizeBytes), max(r.UsedBytes, in.UsedBytes)
 	return Replicas.put(tx, r), nil
-})
+}).forAgents()

@@ -29,4 +29,4 @@ var NoteGuestCall = transition("instance.guest_call", Instances, func(tx *Tx, in
 	i := *have
 	i.GuestCall = &api.GuestCall{Call: in.Call, Account: api.CleanText(in.Account, api.GuestAccountMax), By: tx.By, At: tx.Time}
 	return Instances.put(tx, i), nil
-}).forUsers()
+}).forUsers().forUsers()

@@ -134,7 +134,7 @@ var ReportInstance = transition("instance.report", Instances, func(tx *Tx, in In
 		return nil, api.AsError(err).OnMissing(api.KindInstance, in.VM)
 	}
 	return Instances.put(tx, i), nil
-})
+}).forAgents()
 
 // addressLengthMax holds an IPv6 address in its longest form.
 const addressLengthMax = 45
@@ -192,4 +192,4 @@ var ForgetInstance = effect("instance.forget", func(tx *Tx, in InstanceEnd) *api
 	}
 	Instances.delete(tx, in.VM)
 	return nil
-})
+}).forAgents()

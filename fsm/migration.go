@@ -130,7 +130,7 @@ type MigrationBegin struct {
 
 // BeginMigration says that the guest is about to move. The owner stays the
 // owner; the destination is to make the volumes that are copied along.
-var BeginMigration = transition("instance.migrate.begin", Instances, beginMigration)
+var BeginMigration = transition("instance.migrate.begin", Instances, beginMigration).forAgents()
 
 func beginMigration(tx *Tx, in MigrationBegin) (*api.Instance, *api.Error) {
 	have, err := ownedInstance(tx, in.VM, in.Gen, in.Node, in.Epoch)
@@ -246,7 +246,7 @@ type MigrationCommit struct {
 // CommitMigration makes the destination the owner: gen grows, the copied
 // volumes are its own, those of the source are to be removed, and the task is
 // done. Only now may the destination let the guest go on.
-var CommitMigration = transition("instance.migrate.commit", Instances, commitMigration)
+var CommitMigration = transition("instance.migrate.commit", Instances, commitMigration).forAgents()
 
 func commitMigration(tx *Tx, in MigrationCommit) (*api.Instance, *api.Error) {
 	have, err := ownedInstance(tx, in.VM, in.Gen, in.Node, in.Epoch)
@@ -318,7 +318,7 @@ type MigrationAbort struct {
 // AbortMigration leaves the guest where it was: a commit is impossible
 // afterwards. If the source's machine is off, only the destination may say so,
 // and only once nothing of the guest is left there.
-var AbortMigration = transition("instance.migrate.abort", Instances, abortMigration)
+var AbortMigration = transition("instance.migrate.abort", Instances, abortMigration).forAgents()
 
 func abortMigration(tx *Tx, in MigrationAbort) (*api.Instance, *api.Error) {
 	i := Instances.Get(tx, in.VM)

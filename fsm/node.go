@@ -98,7 +98,7 @@ var RegisterNode = transition("node.register", Nodes, func(tx *Tx, in NodeRegist
 	}
 	Leases.put(tx, api.NodeLease{Meta: api.Meta{Name: n.Name}, Epoch: n.Epoch})
 	return Nodes.put(tx, n), nil
-})
+}).forAgents()
 
 func nodeByID(tx *Tx, id string) (*api.Node, *api.Error) {
 	if removed := RemovedNodes.Get(tx, id); removed != nil {
@@ -160,7 +160,7 @@ var ReportNode = transition("node.report", Nodes, func(tx *Tx, in NodeReport) (*
 	}
 	n.Network = cleanNetwork(in.Network)
 	return Nodes.put(tx, n), nil
-})
+}).forAgents()
 
 // cleanNetwork bounds what a node found of its network. It shares no slice
 // with what it was made from.

@@ -78,6 +78,12 @@ func (f *FSM) Users(op string) bool {
 	return cmd != nil && cmd.users
 }
 
+// Agents reports whether agents propose the op, each about its own node.
+func (f *FSM) Agents(op string) bool {
+	cmd := f.registry.commands[op]
+	return cmd != nil && cmd.agents
+}
+
 // Ops lists every operation of this binary, sorted.
 func Ops() []string {
 	return slices.Sorted(maps.Keys(newRegistry().commands))

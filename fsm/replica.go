@@ -51,7 +51,7 @@ var ReportReplica = transition("replica.report", Replicas, func(tx *Tx, in Repli
 		return nil, api.AsError(err).OnMissing(api.KindReplica, name)
 	}
 	return Replicas.put(tx, r), nil
-})
+}).forAgents()
 
 // ReplicaEnd is the body of replica.forget.
 type ReplicaEnd struct {
@@ -71,4 +71,4 @@ var ForgetReplica = effect("replica.forget", func(tx *Tx, in ReplicaEnd) *api.Er
 	}
 	Replicas.delete(tx, name)
 	return nil
-})
+}).forAgents()

@@ -184,7 +184,7 @@ var ReportTask = transition("task.report", Tasks, func(tx *Tx, in TaskReport) (*
 		return nil, api.AsError(err).OnMissing(api.KindTask, in.Name)
 	}
 	return Tasks.put(tx, *t), nil
-})
+}).forAgents()
 
 // ReleaseTask gives a running task back, to be tried again after NotBefore. At
 // the last attempt it fails instead. The leader may release a task of a node
@@ -204,7 +204,7 @@ var ReleaseTask = transition("task.release", Tasks, func(tx *Tx, in TaskReport) 
 		t.State, t.Node, t.Epoch, t.NotBefore = api.TaskPending, "", 0, in.NotBefore
 	}
 	return Tasks.put(tx, *t), nil
-})
+}).forAgents()
 
 // errorDetailsMax is how many details of a failed task's error are kept.
 const errorDetailsMax = 20
@@ -253,7 +253,7 @@ var FinishTask = transition("task.finish", Tasks, func(tx *Tx, in TaskReport) (*
 		t.Step = api.CleanText(in.Step, api.TextLengthMax)
 	}
 	return Tasks.put(tx, *t), nil
-})
+}).forAgents()
 
 // TaskName is the body of task.cancel and task.expire.
 type TaskName struct {

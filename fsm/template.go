@@ -96,4 +96,4 @@ var MakeImage = transition("image.make", Images, func(tx *Tx, in ImageMake) (*ap
 	endTask(tx, t, api.TaskDone)
 	Tasks.put(tx, *t)
 	return made, nil
-})
+}).forAgents()

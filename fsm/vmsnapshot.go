@@ -321,7 +321,7 @@ var ReportSnapshot = transition("snapshot.report", Snapshots, func(tx *Tx, in Sn
 		return nil, api.AsError(err).OnMissing(api.KindSnapshot, in.Snapshot)
 	}
 	return Snapshots.put(tx, *s), nil
-})
+}).forAgents()
 
 // moveCurrent makes the snapshot of that own name the one that the VM descends
 // from, and returns the own name of the one that was.
@@ -362,7 +362,7 @@ var RestoreSnapshot = transition("snapshot.restore", Snapshots, func(tx *Tx, in 
 	moveCurrent(tx, s.VMID, s.OwnName())
 	s.Current, s.RestoredTask = true, in.Task
 	return Snapshots.put(tx, *s), nil
-})
+}).forAgents()
 
 // ForgetSnapshot deletes the row of a snapshot that its node has removed. Those
 // that descend from it descend from its parent.
@@ -376,7 +376,7 @@ var ForgetSnapshot = effect("snapshot.forget", func(tx *Tx, in SnapshotReport) *
 	}
 	dropSnapshot(tx, s)
 	return nil
-})
+}).forAgents()
 
 func dropSnapshot(tx *Tx, s *api.Snapshot) {
 	own := s.OwnName()

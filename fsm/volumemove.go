@@ -132,7 +132,7 @@ var MoveVolume = transition("volume.moved", Volumes, func(tx *Tx, in VolumeMoved
 	Replicas.put(tx, api.Replica{Meta: api.Meta{Name: api.ReplicaName(v.ID, in.Node)}, Kind: api.KindVolume, Of: in.Volume, OfID: v.ID, Node: in.Node,
 		Pool: in.To, State: api.ReplicaReady, SizeBytes: max(0, in.SizeBytes), UsedBytes: max(0, in.UsedBytes)})
 	return Volumes.put(tx, moved), nil
-})
+}).forAgents()
 
 func mayMove(tx *Tx, v *api.Volume, in VolumeMoved) *api.Error {
 	if in.VM == "" {

@@ -169,7 +169,7 @@ func TestAKeyWorksWhereAndWhenItShould(t *testing.T) {
 	s.want(400, "POST", "/v1/api_keys", `{"name":"x","role":"viewer","expires":"2001-01-01T00:00:00Z"}`)
 	s.want(400, "POST", "/v1/api_keys", `{"name":"x","role":"viewer","tenants":["nowhere"]}`)
 	s.want(400, "POST", "/v1/api_keys", `{"name":"x","role":"nobody"}`)
-	left := fsm.APIKeys.Get(s.f.Read(), "near").Expires.Sub(time.Now())
+	left := time.Until(fsm.APIKeys.Get(s.f.Read(), "near").Expires)
 	if left < api.KeyLife-time.Minute || left > api.KeyLife {
 		t.Errorf("a new key lives for %v", left)
 	}
@@ -192,7 +192,7 @@ func TestBothSecretsOfARotatedKeyWorkForAWhile(t *testing.T) {
 	s.want(401, "GET", "/v1/vms", "", "Authorization", "Bearer "+second)
 	s.want(200, "GET", "/v1/vms", "", "Authorization", "Bearer "+third)
 	secretOf("")
-	if k := fsm.APIKeys.Get(s.f.Read(), "ci"); k.PreviousExpires.Sub(time.Now()) > api.KeyOverlap || k.PreviousHash == "" {
+	if k := fsm.APIKeys.Get(s.f.Read(), "ci"); time.Until(k.PreviousExpires) > api.KeyOverlap || k.PreviousHash == "" {
 		t.Errorf("got %+v", k)
 	}
 	s.want(400, "POST", "/v1/api_keys/ci/rotate", `{"overlap_seconds":604801}`)
