@@ -278,11 +278,12 @@ func (a *Agent) propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) {
 	defer cancel()
 	e.By = a.principal()
 	out, err := a.config.Cluster.Propose(within, e)
-	if err == nil && out.Err != nil {
-		err = out.Err
-	}
 	if undecided(err) && ctx.Err() == nil {
 		a.brake.pull(a.config.Clock(), state.Index())
+	}
+	// A refusal has been committed, whatever its code is: there is a quorum.
+	if err == nil && out.Err != nil {
+		err = out.Err
 	}
 	if err != nil {
 		return out, &proposeError{op: e.Op, err: err}

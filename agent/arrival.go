@@ -18,7 +18,7 @@ import (
 type MigrationStream struct {
 	VM      string `json:"vm"` // the VM's ID
 	Gen     uint64 `json:"gen"`
-	Index   uint64 `json:"index"`   // of the entry that began the migration
+	Index   uint64 `json:"index"`   // that the destination must have: the copies are ready there
 	Channel string `json:"channel"` // channelControl, or one that the hypervisor's adapter names
 }
 

@@ -70,7 +70,11 @@ func (l *log) Propose(ctx context.Context, e fsm.Entry) (fsm.Outcome, error) {
 			return fsm.Outcome{}, answer
 		}
 	}
-	return l.apply(e)
+	out, err := l.apply(e)
+	if out.Err != nil {
+		return out, nil // a refusal is no error of Propose
+	}
+	return out, err
 }
 
 func (l *log) apply(e fsm.Entry) (fsm.Outcome, error) {

@@ -51,7 +51,7 @@ type move struct {
 	to      string
 	toEpoch uint64
 	epoch   uint64 // of this node
-	index   uint64 // of the entry that began it
+	index   uint64 // that the destination must have: of the entry that began it, or later
 	offer   offer
 	copies  []string // IDs of the volumes that are copied along
 }
@@ -264,6 +264,9 @@ func (a *Agent) awaitCopies(ctx context.Context, m *move) error {
 			return api.Errorf(api.CodeUnavailable, "the migration was given up by node %s", m.to).On(api.KindVM, m.o.row.VM)
 		}
 		if ready == len(m.copies) {
+			// The destination knows of them once it has what this replica has: it may
+			// lag behind the leader that has told it so.
+			m.index = max(m.index, state.Index())
 			return nil
 		}
 		select {
