@@ -37,15 +37,8 @@ type guests struct {
 // then breaks what is around it and the guest itself.
 func TestRealGuest(t *testing.T) {
 	t.Parallel()
-	lab.Require(t)
-	guest := lab.TinyGuestFor(t)
-	l := lab.StartLibvirt(t, 3)
-	args := []string{"--log-level", "debug", "--image", "tiny=" + guest.Disk}
-	for _, s := range l.Sockets() {
-		args = append(args, "--libvirt-socket", s)
-	}
-	c := harness.Start(t, harness.Options{Hypervisor: "libvirt", Args: args, Dir: filepath.Join(l.Dir(), "cluster")})
-	g := &guests{Cluster: c, t: t, lab: l, conn: c.Client(20 * time.Second)}
+	g := startGuests(t)
+	c := g.Cluster
 	foreign := g.defineForeign()
 
 	r := c.Must("apply", "-f", example)
@@ -72,6 +65,21 @@ func TestRealGuest(t *testing.T) {
 			t.Errorf("the domain of somebody else on node%d: %v, %v; want it untouched", i+1, d, err)
 		}
 	}
+}
+
+// startGuests starts three nodes, each on a libvirt daemon of its own, with the
+// image of the tiny guest.
+func startGuests(t *testing.T) *guests {
+	t.Helper()
+	lab.Require(t)
+	guest := lab.TinyGuestFor(t)
+	l := lab.StartLibvirt(t, 3)
+	args := []string{"--log-level", "debug", "--image", "tiny=" + guest.Disk}
+	for _, s := range l.Sockets() {
+		args = append(args, "--libvirt-socket", s)
+	}
+	c := harness.Start(t, harness.Options{Hypervisor: "libvirt", Args: args, Dir: filepath.Join(l.Dir(), "cluster")})
+	return &guests{Cluster: c, t: t, lab: l, conn: c.Client(20 * time.Second)}
 }
 
 // booted waits until the guest says on its console that it is ready. That takes
