@@ -117,7 +117,7 @@ func TestStopOfAVMThatRunsNowhereIsDone(t *testing.T) {
 func TestANodeGetsEightTasksAtOnceAndTenantsTakeTurns(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const tasksPerNode = 5
+		const tasksPerNode = 7
 		c := newCluster(t)
 		c.register(1, 64)
 		config := *fsm.Configs.Get(c.f.Read(), api.ConfigName)
