@@ -136,14 +136,22 @@ func TestANodeGetsEightTasksAtOnceAndTenantsTakeTurns(t *testing.T) {
 		for i := range 20 {
 			name := fmt.Sprintf("vm%02d", i)
 			c.create(name, nil)
+		}
+		for i := range 3 {
+			c.create(fmt.Sprintf("vm%02d", i), func(vm *api.VM) { vm.Tenant = "other" })
+		}
+		placing := lead(t, c, newControl(t, c, nil), 2)
+		placing.pass(time.Second)
+		placing.stop()
+		for i := range 20 {
+			name := fmt.Sprintf("vm%02d", i)
 			c.submit("t-"+name, api.TaskRestart, name)
 		}
 		for i := range 3 {
 			name := fmt.Sprintf("vm%02d", i)
-			c.create(name, func(vm *api.VM) { vm.Tenant = "other" })
 			c.do(fsm.SubmitTask.Entry(fsm.TaskSubmit{Name: "o-" + name, Verb: api.TaskRestart, Kind: api.KindVM, Object: "other/" + name}))
 		}
-		l := lead(t, c, newControl(t, c, nil), 2)
+		l := lead(t, c, newControl(t, c, nil), 3)
 		defer l.stop()
 		l.pass(time.Second)
 		running, others := 0, 0
