@@ -135,9 +135,9 @@ func (s *PoolStatus) Pressure(c Config, before string) string {
 	case s.TotalBytes <= 0 || used < c.PoolWarnPercent-calm:
 		return ""
 	case used >= c.PoolFullPercent:
-		return fmt.Sprintf("nearly full (over %d %%): guests pause when it is full; free space, add some, or move volumes", c.PoolFullPercent)
+		return fmt.Sprintf("nearly full (over %d %%): guests will pause", c.PoolFullPercent)
 	}
-	return fmt.Sprintf("filling up (over %d %%): free space, add some, or move volumes", c.PoolWarnPercent)
+	return fmt.Sprintf("filling up (over %d %%): free some space", c.PoolWarnPercent)
 }
 
 // NodeLease is how often a node has renewed its lease in its epoch. It is a row
