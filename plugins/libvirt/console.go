@@ -56,7 +56,7 @@ func (h *Hypervisor) Console(ctx context.Context, id string, replay bool) (io.Re
 		tail.close()
 		return nil, err
 	}
-	k := &console{hypervisor: h, id: id, line: line, tail: tail, closed: make(chan struct{})}
+	k := &console{hypervisor: h, id: id, line: line, tail: tail, closed: make(chan struct{}), over: make(chan struct{}), moved: make(chan struct{})}
 	go k.watch()
 	return k, nil
 }
@@ -67,10 +67,12 @@ type console struct {
 	id         string
 	tail       *tail
 	once       sync.Once
-	closed     chan struct{}
+	closed     chan struct{} // by Close
+	over       chan struct{} // closed when no line is opened any more
 
-	mu   sync.Mutex
-	line *serialLine // guarded by mu
+	mu    sync.Mutex // guards below
+	line  *serialLine
+	moved chan struct{} // closed when another line has taken its place
 }
 
 // watch ends the reading when the guest does, once its last words are read. A
@@ -78,8 +80,10 @@ type console struct {
 // one for reasons of its own.
 func (k *console) watch() {
 	defer k.tail.finish()
+	defer close(k.over)
 	for tries := 0; tries < reopenTries; tries++ {
-		line, opened := k.current(), time.Now()
+		line, _ := k.current()
+		opened := time.Now()
 		select {
 		case <-k.closed:
 			return
@@ -94,10 +98,11 @@ func (k *console) watch() {
 	}
 }
 
-func (k *console) current() *serialLine {
+// current is the line in use, and a channel that closes when it was replaced.
+func (k *console) current() (*serialLine, <-chan struct{}) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.line
+	return k.line, k.moved
 }
 
 // reopen replaces a line that ended. It reports whether the console goes on.
@@ -130,6 +135,8 @@ func (k *console) reopen(ended *serialLine) bool {
 	default:
 	}
 	k.line = line
+	close(k.moved)
+	k.moved = make(chan struct{})
 	k.hypervisor.dropLine(k.id, ended)
 	return true
 }
@@ -146,13 +153,27 @@ func (k *console) Read(p []byte) (int, error) {
 	}
 }
 
-// Write types into the guest.
-func (k *console) Write(p []byte) (int, error) {
-	select {
-	case <-k.closed:
-		return 0, io.ErrClosedPipe
-	default:
-		return k.current().input.Write(p)
+// Write types into the guest. While the stream is being opened again it waits.
+func (k *console) Write(p []byte) (written int, err error) {
+	for {
+		select {
+		case <-k.closed:
+			return written, io.ErrClosedPipe
+		default:
+		}
+		line, moved := k.current()
+		n := 0
+		n, err = line.input.Write(p[written:])
+		if written += n; err == nil {
+			return written, nil
+		}
+		select {
+		case <-k.closed:
+			return written, io.ErrClosedPipe
+		case <-k.over:
+			return written, err
+		case <-moved:
+		}
 	}
 }
 

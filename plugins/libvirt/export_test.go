@@ -65,3 +65,15 @@ func Remember(h *Hypervisor, id string) { h.remember(id) }
 
 // ReadMachine reads the counters of a machine whose files are below root.
 func ReadMachine(root string) (plugins.NodeCounters, error) { return readMachine(root) }
+
+// CutConsole ends the stream of a guest's console as the daemon may, and
+// returns when it has ended.
+func (h *Hypervisor) CutConsole(id string) {
+	h.mu.Lock()
+	l := h.lines[id]
+	h.mu.Unlock()
+	if l != nil {
+		l.conn.close()
+		<-l.done
+	}
+}
