@@ -61,9 +61,10 @@ type mux struct {
 	done       chan struct{}
 	stopOnce   sync.Once
 
-	mu        sync.Mutex // guards protocols and conns
+	mu        sync.Mutex // guards below
 	protocols map[string]*protocol
 	conns     map[net.Conn]struct{}
+	closing   bool
 }
 
 func newMux(listener net.Listener, logger hclog.Logger, t *trust, cert func() *tls.Certificate, allowed func(string) error) *mux {
@@ -109,8 +110,24 @@ func (m *mux) serve() {
 			}
 			continue
 		}
-		m.wait.Go(func() { m.handshake(conn) })
+		if !m.begin(conn) {
+			<-m.handshakes
+			_ = conn.Close()
+			return
+		}
 	}
+}
+
+// begin starts the handshake of a connection, unless the port is being closed:
+// nothing may be counted any more once somebody waits for the count.
+func (m *mux) begin(conn net.Conn) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closing {
+		return false
+	}
+	m.wait.Go(func() { m.handshake(conn) })
+	return true
 }
 
 func (m *mux) handshake(raw net.Conn) {
@@ -206,6 +223,7 @@ func (m *mux) close() {
 		_ = m.listener.Close()
 	})
 	m.mu.Lock()
+	m.closing = true
 	conns := make([]net.Conn, 0, len(m.conns))
 	for c := range m.conns {
 		conns = append(conns, c)
