@@ -163,23 +163,13 @@ func (h *Hypervisor) remark(ctx context.Context, c *conn, f *found, edit func(*w
 	if m.Hash = m.Wanted.hash(); m.Hash == f.mark.Hash {
 		return nil
 	}
-	name := markName()
-	text, err := xml.Marshal(struct {
-		XMLName  xml.Name `xml:"mark"`
-		Cluster  string   `xml:"cluster,attr"`
-		ID       string   `xml:"id,attr"`
-		Gen      uint64   `xml:"gen,attr"`
-		Revision uint64   `xml:"revision,attr"`
-		Started  string   `xml:"started,attr"`
-		Hash     string   `xml:"hash,attr"`
-		Wanted   wanted   `xml:"wanted"`
-	}{Cluster: m.Cluster, ID: m.ID, Gen: m.Gen, Revision: m.Revision, Started: m.Started, Hash: m.Hash, Wanted: m.Wanted})
+	text, err := m.element()
 	if err != nil {
-		return fmt.Errorf("encode mark: %w", err)
+		return err
 	}
 	return c.call(context.WithoutCancel(ctx), func(l *libvirt.Libvirt) error {
-		return l.DomainSetMetadata(f.handle, int32(libvirt.DomainMetadataElement), libvirt.OptString{string(text)}, libvirt.OptString{"debvisor"},
-			libvirt.OptString{name.Space}, libvirt.DomainAffectLive|libvirt.DomainAffectConfig)
+		return l.DomainSetMetadata(f.handle, int32(libvirt.DomainMetadataElement), libvirt.OptString{text}, libvirt.OptString{"debvisor"},
+			libvirt.OptString{markName().Space}, libvirt.DomainAffectLive|libvirt.DomainAffectConfig)
 	})
 }
 

@@ -77,3 +77,15 @@ func (h *Hypervisor) CutConsole(id string) {
 		<-l.done
 	}
 }
+
+// Remarked is the mark of a definition as it replaces that of the executing
+// guest, once an edit waits for its next start.
+func Remarked(text, clusterID, waits string) (string, error) {
+	d, err := decodeDomain(text)
+	if err != nil {
+		return "", err
+	}
+	m := *d.markOf(clusterID)
+	m.Pending = append(m.Pending, pendingEdit{Text: waits})
+	return m.element()
+}

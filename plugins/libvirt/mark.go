@@ -34,6 +34,18 @@ type markBody struct {
 	Pending []pendingEdit `xml:"pending"` // what of the revision waits
 }
 
+// element is the mark as it replaces that of an executing guest: all of it.
+func (b markBody) element() (string, error) {
+	raw, err := xml.Marshal(struct {
+		XMLName xml.Name `xml:"mark"`
+		markBody
+	}{markBody: b})
+	if err != nil {
+		return "", fmt.Errorf("encode mark: %w", err)
+	}
+	return string(raw), nil
+}
+
 // wanted is what drift is measured against: the essentials of the guest as it
 // was asked for.
 type wanted struct {

@@ -2,7 +2,6 @@ package libvirt
 
 import (
 	"context"
-	"encoding/xml"
 	"fmt"
 	"slices"
 	"time"
@@ -153,14 +152,7 @@ func (u *update) newMark() (string, error) {
 	}
 	m.Hash, m.Pending, m.Fixed = m.Wanted.hash(), u.pending, nil
 	m.Fixed = u.lasting(&m)
-	raw, err := xml.Marshal(struct {
-		XMLName xml.Name `xml:"mark"`
-		markBody
-	}{markBody: m.markBody})
-	if err != nil {
-		return "", fmt.Errorf("encode mark: %w", err)
-	}
-	return string(raw), nil
+	return m.element()
 }
 
 // lasting is what stays of the properties that the guest was started with. It
